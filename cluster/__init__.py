@@ -1,0 +1,1 @@
+"""What machines there are and who gets which processor. Ray lives behind this door."""

@@ -1,0 +1,181 @@
+"""Stage folders: a folder whose `manifest.json` exists is complete; the manifest is written last.
+
+`stage.json` is written first and says with which configuration and inputs the folder was begun, so that half-done work is never continued under
+another configuration. The digest of a manifest covers configuration, inputs, counts and the bytes of the outputs, not times or machines: two runs
+that computed the same thing have the same digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from w2sr.errors import UserError
+from w2sr.tables import write_text
+
+MANIFEST = "manifest.json"
+STARTED = "stage.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished stage says about itself. `seconds` sums all attempts, `usage` holds what it cost (tokens, device-seconds)."""
+
+    stage: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    counts: dict[str, int]
+    files: dict[str, str]
+    digest: str
+    seconds: float
+    num_attempts: int
+    usage: dict[str, float]
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read the manifest of a finished stage; a UserError names the stage that has to run first."""
+        path = folder / MANIFEST
+        if not path.exists():
+            raise UserError(f"{folder} is not finished (no {MANIFEST} there); run that stage first, or all of them with `w2sr run CONFIG`")
+        return cls(**_read_json(path))
+
+
+class StageDir:
+    """One stage's folder: `is_done()`, `begin()`, write outputs, `finish()`."""
+
+    def __init__(self, folder: Path, stage: str, config: dict[str, Any], inputs: dict[str, str]) -> None:
+        self.folder = folder
+        self.stage = stage
+        self.config = json.loads(json.dumps(config))
+        self.inputs = dict(inputs)
+
+    def is_done(self) -> bool:
+        """Return whether the stage is complete; raise UserError when it was made, or begun, with another configuration or other inputs."""
+        for name in (MANIFEST, STARTED):
+            path = self.folder / name
+            if path.exists():
+                self._refuse_changes(_read_json(path))
+                if name == MANIFEST:
+                    return True
+        return False
+
+    def begin(self) -> None:
+        """Open an attempt. Safe to call again after a kill."""
+        if self.is_done():
+            raise AssertionError(f"{self.folder} is finished already")
+        attempts = self._attempts()
+        if attempts and attempts[-1]["ended"] is None:
+            attempts[-1]["ended"] = max(_last_write(self.folder), attempts[-1]["began"])  # the attempt was killed: its last sign of life
+        attempts.append({"began": time.time(), "ended": None})
+        self._write_started(attempts)
+
+    def finish(self, counts: dict[str, int], outputs: Iterable[Path], usage: dict[str, float] | None = None) -> Manifest:
+        """Write the manifest: the stage is complete from here on. `outputs` are the files (inside the folder) that define the result."""
+        attempts = self._attempts()
+        attempts[-1]["ended"] = time.time()
+        self._write_started(attempts)
+        files = {str(path.relative_to(self.folder)): file_digest(path) for path in sorted(outputs)}
+        identity = {"stage": self.stage, "config": self.config, "inputs": self.inputs, "counts": counts, "files": files}
+        manifest = Manifest(
+            **identity,
+            digest=digest_of(identity),
+            seconds=round(sum(attempt["ended"] - attempt["began"] for attempt in attempts), 3),
+            num_attempts=len(attempts),
+            usage=dict(usage or {}),
+        )
+        write_text(self.folder / MANIFEST, json.dumps(vars(manifest), indent=1) + "\n")
+        return manifest
+
+    def _attempts(self) -> list[dict[str, Any]]:
+        path = self.folder / STARTED
+        return list(_read_json(path)["attempts"]) if path.exists() else []
+
+    def _write_started(self, attempts: list[dict[str, Any]]) -> None:
+        started = {"stage": self.stage, "config": self.config, "inputs": self.inputs, "attempts": attempts}
+        write_text(self.folder / STARTED, json.dumps(started, indent=1) + "\n")
+
+    def _refuse_changes(self, found: dict[str, Any]) -> None:
+        changed = changed_keys(found["config"], self.config)
+        if changed:
+            raise UserError(
+                f"stage {self.stage} in {self.folder} was made with another configuration. Changed: {'; '.join(changed)}. "
+                f"Restore the value, choose another run_dir, or remove {self.folder} (and the stages after it) to make it again"
+            )
+        stale = sorted(key for key in self.inputs | found["inputs"] if self.inputs.get(key) != found["inputs"].get(key))
+        if stale:
+            raise UserError(
+                f"stage {self.stage} in {self.folder} was made from other inputs: {', '.join(stale)} changed since. "
+                f"Remove {self.folder} (and the stages after it) to make it again, or choose another run_dir"
+            )
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return "key: old -> new" for every dotted key whose value differs."""
+    before, after = _flatten(old), _flatten(new)
+    gone = "(absent)"
+    return [
+        f"{key}: {_short(before.get(key, gone))} -> {_short(after.get(key, gone))}"
+        for key in sorted(before | after)
+        if before.get(key, gone) != after.get(key, gone)
+    ]
+
+
+def digest_of(value: Any) -> str:
+    """Return the sha256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_by_blocks(file)
+
+
+def model_digest(folder: Path) -> str:
+    """Return a digest of a model folder: names and bytes of weights, configuration, tokenizer and chat template."""
+    kept = (".safetensors", ".json", ".jinja", ".model", ".txt")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in kept and path.name != MANIFEST)
+    return digest_of({str(path.relative_to(folder)): file_digest(path) for path in files})
+
+
+def _digest_by_blocks(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); it was damaged from outside: remove {path.parent} to make that stage again") from error
+    assert isinstance(found, dict)
+    return found
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list) and value:
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat.update(_flatten(item, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = value if value == "(absent)" else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _last_write(folder: Path) -> float:
+    return max((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=0.0)

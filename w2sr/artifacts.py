@@ -1,8 +1,8 @@
 """Stage folders: a folder whose `manifest.json` exists is complete; the manifest is written last.
 
-`stage.json` is written first and says with which configuration and inputs the folder was begun, so that half-done work is never continued under
-another configuration. The digest of a manifest covers configuration, inputs, counts and the bytes of the outputs, not times or machines: two runs
-that computed the same thing have the same digest.
+`stage.json` is written first and says with which configuration and inputs the folder was begun, so that half-done work is never continued
+under another configuration. The digest of a manifest covers configuration, inputs, counts and the bytes of the outputs, not times or
+machines: two runs that computed the same thing have the same digest.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); it was damaged from outside: remove {path.parent} to make that stage again") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}); it was damaged from outside: remove {path.parent} to make that stage again"
+        ) from error
     assert isinstance(found, dict)
     return found
 

@@ -17,8 +17,17 @@ class Progress:
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
         live = sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, desc=f"{title:<28}", unit=f" {unit}", mininterval=0.2 if live else 10.0,
-                         dynamic_ncols=live, ncols=None if live else 110, file=sys.stderr, ascii=None if live else True)
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=f"{title:<28}",
+            unit=f" {unit}",
+            mininterval=0.2 if live else 10.0,
+            dynamic_ncols=live,
+            ncols=None if live else 110,
+            file=sys.stderr,
+            ascii=None if live else True,
+        )
 
     def advance(self, amount: int = 1, **values: Any) -> None:
         """Move on by `amount` and show `values` behind the bar."""

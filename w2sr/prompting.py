@@ -1,4 +1,7 @@
-"""How a question becomes the tokens a model sees. Teachers, training and evaluation all come through `render_prefix`: one prefix, by construction."""
+"""How a question becomes the tokens a model sees.
+
+Teachers, training and evaluation all come through `render_prefix`: one prefix, by construction.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,14 @@ from w2sr.schema import StrictModel
 class PromptStyle(StrictModel):
     """How a question is put to a model."""
 
-    format: Literal["chat", "plain"] = Field("chat", description="chat: the tokenizer's chat template; plain: the user text as it is, after BOS.")
+    format: Literal["chat", "plain"] = Field(
+        "chat", description="chat: the tokenizer's chat template; plain: the user text as it is, after BOS."
+    )
     system: str | None = Field(None, description="System message, for example the instruction to reason. Only with format: chat.")
     user: str = Field("{question}", description="User text; {question} is replaced by the question.")
-    assistant_prefix: str = Field("", description="Text put at the start of the answer, for example '<think>\\n'. Part of the prefix, never supervised.")
+    assistant_prefix: str = Field(
+        "", description="Text put at the start of the answer, for example '<think>\\n'. Part of the prefix, never supervised."
+    )
 
     @field_validator("user")
     @classmethod
@@ -65,7 +72,9 @@ def render_prefix(tokenizer: Any, style: PromptStyle, question: str) -> Prefix:
 def render_chat(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
     """Return the chat template's text for `messages`."""
     if tokenizer.chat_template is None:
-        raise UserError(f"tokenizer {tokenizer.name_or_path} has no chat template; set format: plain in its prompt style, or add a chat_template.jinja")
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path} has no chat template; set format: plain in its prompt style, or add a chat_template.jinja"
+        )
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 

@@ -15,7 +15,8 @@ Verdict = Literal["correct", "incorrect", "unverifiable"]
 class Prompt:
     """A question with its reference answer.
 
-    `metadata` is JSON text with whatever the grader needs (for reasoning-gym the whole item). `reference_trace` is a gold chain of thought, if any.
+    `metadata` is JSON text with whatever the grader needs (for reasoning-gym the whole item). `reference_trace` is a gold chain of
+    thought, if there is one.
     """
 
     prompt_id: str
@@ -31,8 +32,8 @@ class Prompt:
 class Trace:
     """One completion by one generator (a teacher, or a model under evaluation) with what is needed to make it again.
 
-    `text` has neither the prefix nor the end-of-sequence token. `finish_reason` is "stop" when the model ended by itself, "length" when the token
-    limit ended it, "error" when the engine failed on this request (then `error` says why and `text` is empty).
+    `text` has neither the prefix nor the end-of-sequence token. `finish_reason` is "stop" when the model ended by itself, "length" when
+    the token limit ended it, "error" when the engine failed on this request (then `error` says why and `text` is empty).
     """
 
     trace_id: str

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 
 # A field with this extra says how a result is computed (replicas, processors, paths), not which result: it stays out of fingerprints.
-PLACEMENT = {"placement": True}
+PLACEMENT: dict[str, Any] = {"placement": True}
 
 
 def nearest(word: str, allowed: list[str]) -> str:

@@ -69,7 +69,7 @@ def part_files(path: Path) -> list[Path]:
     return sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
 
 
-class replacing:  # noqa: N801 - used like a function
+class replacing:
     """Context manager: yields a path aside of `path`; on success it is fsynced and renamed to `path`, on an error it is removed."""
 
     def __init__(self, path: Path) -> None:

@@ -1,0 +1,160 @@
+"""The whole configuration of a run: read from YAML, overridden by key=value, checked, stored."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from cluster.config import ClusterSpec
+from w2sr.curation.config import CurateConfig
+from w2sr.errors import UserError
+from w2sr.evaluation.config import EvaluateConfig
+from w2sr.grading.config import VerifyConfig
+from w2sr.prompts.config import PromptsConfig
+from w2sr.schema import PLACEMENT, StrictModel
+from w2sr.teachers.config import TeacherConfig
+from w2sr.training.config import StudentConfig, TrainConfig
+
+
+class ClusterConfig(StrictModel):
+    """Where Ray runs."""
+
+    address: str | None = Field(
+        None, description="Address of a running Ray cluster. None: a private Ray on this machine.", json_schema_extra=PLACEMENT
+    )
+    num_cpus: int | None = Field(None, gt=0, description="Processors to use on this machine; None: all.", json_schema_extra=PLACEMENT)
+    num_gpus: int | None = Field(None, ge=0, description="GPUs to use on this machine; None: all.", json_schema_extra=PLACEMENT)
+
+    def spec(self) -> ClusterSpec:
+        """Return the same for the `cluster` package."""
+        return ClusterSpec(address=self.address, num_cpus=self.num_cpus, num_gpus=self.num_gpus)
+
+
+class PipelineConfig(StrictModel):
+    """A run from prompts to report."""
+
+    run_dir: str = Field(description="Folder of everything this run makes.", json_schema_extra=PLACEMENT)
+    title: str = Field("w2sr run", description="Heading of the report.", json_schema_extra=PLACEMENT)
+    seed: int = Field(0, ge=0, description="Seed of sampling and of every choice among rows. Training seeds are train.seeds.")
+    prompts: PromptsConfig = Field(description="Where the questions come from.")
+    teachers: list[TeacherConfig] = Field(min_length=1, description="The weak models that write traces.")
+    student: StudentConfig = Field(description="The stronger model that learns from them.")
+    verify: VerifyConfig = Field(default_factory=lambda: VerifyConfig(), description="How answers are judged.")
+    curate: CurateConfig = Field(default_factory=lambda: CurateConfig(), description="Which traces train a student.")
+    train: TrainConfig = Field(description="How a student is trained.")
+    evaluate: EvaluateConfig = Field(description="How models are compared.")
+    cluster: ClusterConfig = Field(default_factory=lambda: ClusterConfig(), description="Where Ray runs.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PipelineConfig:
+        names = [teacher.name for teacher in self.teachers]
+        double = sorted({name for name in names if names.count(name) > 1})
+        if double:
+            raise ValueError(f"teachers: name {double[0]!r} is used {names.count(double[0])} times; every teacher needs a name of its own")
+        unknown = sorted(set(self.train.arms or []) - set(self.curate.arms))
+        if unknown:
+            raise ValueError(f"train.arms names {unknown[0]!r}, which curate.arms does not make; allowed: {', '.join(self.curate.arms)}")
+        too_many = [k for k in self.evaluate.pass_k if not 1 <= k <= self.evaluate.samples_per_prompt]
+        if too_many:
+            raise ValueError(
+                f"evaluate.pass_k has {too_many[0]}, but evaluate.samples_per_prompt is {self.evaluate.samples_per_prompt}; "
+                f"allowed: 1 to {self.evaluate.samples_per_prompt}"
+            )
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: `1e-5` is a number (YAML 1.1 reads a string), a key given twice is an error (YAML keeps the last)."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {first: list(pairs) for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> PipelineConfig:
+    """Read and check a configuration file; every problem becomes one UserError that names file, key, value and what is allowed."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot read configuration {path}: {error.strerror}; give the path of a YAML file, for example configs/quickstart.yaml"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); give a YAML file") from error
+    values = _parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__}, not a mapping of keys to values; see `w2sr config schema`")
+    for override in overrides or []:
+        _apply_override(values, override)
+    try:
+        return PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from error
+
+
+def dump_config(config: PipelineConfig) -> str:
+    """Return the resolved configuration as YAML, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r} is not of the form key=value, for example train.learning_rate=1e-3")
+    *parents, last = key.split(".")
+    place: Any = values
+    for number, name in enumerate(parents):
+        place = _step(place, name, ".".join(parents[:number]), override)
+    if isinstance(place, list):
+        place[_index(place, last, override)] = _parse_yaml(text, override)
+    else:
+        place[last] = _parse_yaml(text, override)
+
+
+def _step(place: Any, name: str, where: str, override: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, name, override)]
+    found = place.setdefault(name, {})
+    if not isinstance(found, (dict, list)):
+        raise UserError(f"override {override!r}: {f'{where}.' if where else ''}{name} is {found!r}, not a section with keys of its own")
+    return found
+
+
+def _index(items: list[Any], name: str, override: str) -> int:
+    if not name.isdigit() or int(name) >= len(items):
+        raise UserError(f"override {override!r}: {name!r} is not an index of a list of {len(items)}; allowed: 0 to {len(items) - 1}")
+    return int(name)
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        # A discriminated union puts its tag into the location; it is no key of the file.
+        where = ".".join(str(part) for part in problem["loc"] if part not in ("reasoning_gym", "file", "hub"))
+        message = problem["msg"].removeprefix("Value error, ")
+        given = problem.get("input")
+        shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) and problem["type"] != "value_error" else ""
+        lines.append(f"{where}: {message}{shown}" if where else f"{message}{shown}")
+    return "; ".join(lines)

@@ -1,0 +1,27 @@
+"""How models are compared."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from w2sr.schema import PLACEMENT, StrictModel
+from w2sr.teachers.config import PoolConfig, SamplingConfig
+
+
+class EvaluateConfig(StrictModel):
+    """Every model answers the same prompts with the same sampling."""
+
+    split: Literal["test", "selection"] = Field(
+        "test", description="test for results; selection for choosing settings.", json_schema_extra=PLACEMENT
+    )
+    samples_per_prompt: int = Field(4, gt=0, description="Samples of one prompt; avg@k is their mean.")
+    pass_k: list[int] = Field(
+        default_factory=lambda: [1, 4], description="k of pass@k (unbiased), each at most samples_per_prompt.", json_schema_extra=PLACEMENT
+    )
+    sampling: SamplingConfig = Field(description="How tokens are drawn, for every model alike.")
+    pool: PoolConfig = Field(default_factory=lambda: PoolConfig(), description="Replicas and work units.")
+    ceiling: str = Field("gold", description="Arm that stands for the ceiling in the gap ratios.", json_schema_extra=PLACEMENT)
+    bootstrap_samples: int = Field(2000, gt=99, description="Resamples of the two-level bootstrap.", json_schema_extra=PLACEMENT)
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Level of every interval.", json_schema_extra=PLACEMENT)

@@ -1,0 +1,33 @@
+"""A run: its configuration and its folder. Every stage takes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from w2sr.artifacts import Manifest
+from w2sr.config import PipelineConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's configuration and folders. `ray` opens the Ray session of this process, once, when a stage needs it."""
+
+    config: PipelineConfig
+    folder: Path
+    ray: Callable[[], AbstractContextManager[None]]
+
+    def stage(self, *names: str) -> Path:
+        """Return the folder of a stage, for example `stage("train", "all-seed0")`."""
+        return self.folder.joinpath(*names)
+
+    def digest(self, *names: str) -> str:
+        """Return the digest of a finished stage; raises UserError when it is not finished."""
+        return Manifest.load(self.stage(*names)).digest
+
+    def student_names(self) -> list[tuple[str, str, int]]:
+        """Return (name, arm, seed) of every student this run trains, in a fixed order; `name` is its folder and label."""
+        arms = self.config.train.arms or list(self.config.curate.arms)
+        return [(f"{arm}-seed{seed}", arm, seed) for arm in arms for seed in self.config.train.seeds]

@@ -1,0 +1,81 @@
+"""How a student is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from w2sr.prompting import PromptStyle
+from w2sr.schema import PLACEMENT, StrictModel
+
+
+class StudentConfig(StrictModel):
+    """The stronger model that learns from the traces."""
+
+    model: str = Field(description="Folder of a Hugging Face model, a hub id, or a shipped lab model such as lab:student.")
+    style: PromptStyle = Field(
+        default_factory=lambda: PromptStyle(),
+        description="The student's own prompt: trained under it, evaluated under it, and so is its untuned base.",
+    )
+    reasoning_style: PromptStyle | None = Field(
+        None, description="A prompt that asks the untuned base to reason: the CoT-prompted baseline. None: no such row."
+    )
+
+
+class TrainConfig(StrictModel):
+    """Full-parameter supervised fine-tuning with DeepSpeed ZeRO."""
+
+    arms: list[str] | None = Field(None, description="Arms to train on; None: every curated arm.", json_schema_extra=PLACEMENT)
+    seeds: list[int] = Field(
+        default_factory=lambda: [0], min_length=1, description="One student is trained for each arm and seed.", json_schema_extra=PLACEMENT
+    )
+    num_ranks: int = Field(2, gt=0, description="Data-parallel ranks.")
+    cpus_per_rank: float = Field(1, gt=0, description="Processors of one rank.", json_schema_extra=PLACEMENT)
+    use_gpu: bool = Field(False, description="One GPU a rank and NCCL; otherwise CPU and gloo.", json_schema_extra=PLACEMENT)
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters."
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Precision of weights in the forward and backward pass.")
+    epochs: float | None = Field(None, gt=0, description="Passes over the arm. Give this or max_steps.")
+    max_steps: int | None = Field(None, gt=0, description="Optimizer steps. Give this or epochs.")
+    global_batch_size: int = Field(128, gt=0, description="Rows of one optimizer step, over all ranks.")
+    micro_batch_size: int = Field(
+        8, gt=0, description="Rows a rank processes at once; global_batch_size must be a multiple of micro_batch_size * num_ranks."
+    )
+    max_length: int = Field(4096, gt=1, description="Tokens of a row, prefix included. Longer rows are dropped and counted, never cut.")
+    packing: bool = Field(
+        True, description="Put the rows of a micro-batch end to end in sequences of max_length, without attention across rows."
+    )
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0.")
+    min_learning_rate_ratio: float = Field(0.0, ge=0, le=1, description="Last learning rate over the peak.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
+    adam_beta1: float = Field(0.9, gt=0, lt=1, description="AdamW's first-moment decay.")
+    adam_beta2: float = Field(0.95, gt=0, lt=1, description="AdamW's second-moment decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global norm.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
+    checkpoint_every: int = Field(50, gt=0, description="Optimizer steps between checkpoints.", json_schema_extra=PLACEMENT)
+    keep_checkpoints: bool = Field(False, description="Keep the last training checkpoint after the export.", json_schema_extra=PLACEMENT)
+    max_failures: int = Field(
+        2, ge=0, description="Times a training is restarted from its last checkpoint after a rank died.", json_schema_extra=PLACEMENT
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError(f"give exactly one of epochs and max_steps; given: epochs={self.epochs}, max_steps={self.max_steps}")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainConfig:
+        group = self.micro_batch_size * self.num_ranks
+        if self.global_batch_size % group:
+            below = self.global_batch_size // group * group
+            nearest = ", ".join(str(size) for size in (below, below + group) if size)
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is not divisible by micro_batch_size * num_ranks = "
+                f"{self.micro_batch_size} * {self.num_ranks}; nearest valid: {nearest}"
+            )
+        return self

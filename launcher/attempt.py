@@ -1,0 +1,94 @@
+"""One invocation on a run folder: a lock against a second one, a log folder of its own, the resolved configuration."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from w2sr.config import PipelineConfig, dump_config
+from w2sr.errors import UserError
+from w2sr.tables import write_text
+
+
+@contextmanager
+def attempt(config: PipelineConfig) -> Iterator[Path]:
+    """Yield this attempt's log folder, `logs/attempt_N`; `logs/latest` points to it.
+
+    The resolved configuration is stored beside the log at once, and as the run's `config.yaml` when the command has succeeded (or is the first):
+    a refused change must not overwrite what the finished stages were made with.
+    """
+    folder = Path(config.run_dir)
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run_dir={config.run_dir}: cannot make that folder ({error.strerror}); give a folder you may write to") from error
+    with _lock(folder):
+        logs = _next_attempt(folder / "logs")
+        resolved = dump_config(config)
+        write_text(logs / "config.yaml", resolved)
+        if not (folder / "config.yaml").exists():
+            write_text(folder / "config.yaml", resolved)
+        with _logging_to(logs / "w2sr.log"):
+            logging.getLogger("w2sr").info("attempt %s in %s", logs.name, folder)
+            yield logs
+        write_text(folder / "config.yaml", resolved)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise UserError(
+                f"another w2sr command (process {holder}) is working in {folder}; wait for it, stop it, or choose another run_dir"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _next_attempt(logs: Path) -> Path:
+    numbers = [int(path.name.removeprefix("attempt_")) for path in logs.glob("attempt_*") if path.name.removeprefix("attempt_").isdigit()]
+    folder = logs / f"attempt_{max(numbers, default=0) + 1}"
+    folder.mkdir()
+    # A link made aside and renamed: `latest` always points somewhere.
+    aside = logs / ".latest.aside"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(folder.name)
+    aside.replace(logs / "latest")
+    return folder
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Send our own log lines to the console (plain) and to the attempt's file (with times)."""
+    root = logging.getLogger("w2sr")
+    root.setLevel(logging.INFO)
+    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
+    logging.Formatter.converter = time.gmtime
+    to_console = logging.StreamHandler()
+    to_console.setFormatter(logging.Formatter("%(message)s"))
+    handlers = (to_file, to_console)
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        # The full traceback belongs in the file; the command line shows one message.
+        root.removeHandler(to_console)
+        root.error("%s: %s", type(error).__name__, error, exc_info=error)
+        raise
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()

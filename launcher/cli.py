@@ -1,0 +1,178 @@
+"""The `w2sr` command: parses, dispatches, and turns every outcome into one message and an exit code.
+
+Exit codes: 0 done, 1 a fault of ours or of the machine, 2 a mistake the user can mend, 130 interrupted, 143 terminated.
+Nothing heavy is imported before a command is known: `w2sr --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+STAGES = {
+    "prompts": "collect the prompts and split them into train, selection and test",
+    "generate": "let the teachers write traces",
+    "verify": "judge every trace: correct, incorrect or unverifiable",
+    "curate": "build the arms (all, correct, incorrect, gold) and keep every reject with its reason",
+    "train": "fine-tune one student for each arm and seed",
+    "evaluate": "let base, teachers and students answer the held-out prompts",
+    "report": "write report.html, report.md and report.json",
+}
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt it passes every handler and closes what is open."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    _quiet_libraries()
+    again = "run the same command again to go on; what was finished is kept"
+    try:
+        return _guarded(arguments)
+    except KeyboardInterrupt:
+        if arguments.debug:
+            raise
+        return _fail(f"interrupted; {again}", 130)
+    except Terminated:
+        return _fail(f"terminated; {again}", 143)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: not an error, but Python must not complain while flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _guarded(arguments: argparse.Namespace) -> int:
+    from cluster.errors import ClusterError
+    from w2sr.errors import UserError
+
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except (UserError, ClusterError) as error:
+        if arguments.debug:
+            raise
+        return _fail(str(error), 2)
+    except OSError as error:
+        if arguments.debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        return _fail(
+            f"the disk is full{where} ({error.strerror}); free some space and run the same command again: what was finished is kept", 2
+        )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    from w2sr import __version__
+
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    parser = argparse.ArgumentParser(
+        prog="w2sr",
+        description="Strong reasoners from weak teachers: traces, verification, full fine-tuning, honest evaluation.",
+        epilog="Start with: w2sr run configs/quickstart.yaml",
+        parents=[debug],
+    )
+    parser.add_argument("--version", action="version", version=f"w2sr {__version__}")
+    parser.set_defaults(debug=False)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_pipeline(commands, debug)
+    status = commands.add_parser("status", parents=[debug], help="show stages, counts and what is missing of a run")
+    status.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run, for example runs/quickstart")
+    status.set_defaults(command=_status)
+    _add_config(commands, debug)
+    _add_lab(commands, debug)
+    return parser
+
+
+def _add_pipeline(commands: argparse._SubParsersAction[argparse.ArgumentParser], debug: argparse.ArgumentParser) -> None:
+    helps = {"run": "run the whole pipeline: " + ", ".join(STAGES), **STAGES}
+    for name, text in helps.items():
+        command = commands.add_parser(name, parents=[debug], help=text, description=text[0].upper() + text[1:] + ".")
+        command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, for example configs/quickstart.yaml")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="override a value, for example train.learning_rate=1e-3")
+        command.set_defaults(command=_pipeline, stages=list(STAGES) if name == "run" else [name])
+
+
+def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser], debug: argparse.ArgumentParser) -> None:
+    config = commands.add_parser("config", help="look at configurations")
+    actions = config.add_subparsers(required=True, metavar="ACTION")
+    schema = actions.add_parser("schema", parents=[debug], help="print the JSON schema, for editors")
+    schema.set_defaults(command=_config_schema)
+    show = actions.add_parser("show", parents=[debug], help="check a configuration and print it with every default filled in")
+    show.add_argument("config", type=Path, metavar="CONFIG")
+    show.add_argument("overrides", nargs="*", metavar="key=value")
+    show.set_defaults(command=_config_show)
+
+
+def _add_lab(commands: argparse._SubParsersAction[argparse.ArgumentParser], debug: argparse.ArgumentParser) -> None:
+    lab = commands.add_parser("lab", help="the tiny models of the quickstart")
+    actions = lab.add_subparsers(required=True, metavar="ACTION")
+    build = actions.add_parser("build", parents=[debug], help="train the tiny teacher and student again by their recipe")
+    build.add_argument("names", nargs="*", metavar="NAME", help="which models (default: all)")
+    build.add_argument("--out", type=Path, default=Path("build/lab"), metavar="DIR", help="where to write them (default: build/lab)")
+    build.set_defaults(command=_lab_build)
+
+
+def _pipeline(arguments: argparse.Namespace) -> int:
+    from launcher.attempt import attempt
+    from w2sr.config import load_config
+    from w2sr.pipeline import run_stages
+
+    config = load_config(arguments.config, arguments.overrides)
+    with attempt(config):
+        run_stages(config, arguments.stages)
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from w2sr.status import render_status
+
+    print(render_status(arguments.run_dir))
+    return 0
+
+
+def _config_schema(arguments: argparse.Namespace) -> int:
+    import json
+
+    from w2sr.config import PipelineConfig
+
+    print(json.dumps(PipelineConfig.model_json_schema(), indent=2))
+    return 0
+
+
+def _config_show(arguments: argparse.Namespace) -> int:
+    from w2sr.config import dump_config, load_config
+
+    print(dump_config(load_config(arguments.config, arguments.overrides)), end="")
+    return 0
+
+
+def _lab_build(arguments: argparse.Namespace) -> int:
+    from w2sr.lab.build import build_all
+
+    build_all(arguments.out, arguments.names or None)
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Keep libraries' chatter off the console unless the user asked for it by setting the variable."""
+    for name, value in {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}.items():
+        os.environ.setdefault(name, value)
+
+
+def _on_sigterm(signum: int, frame: object) -> None:
+    raise Terminated
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"w2sr: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,67 @@
+"""Tables: every record round-trips, a crash leaves the old file or the new one."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from w2sr.errors import UserError
+from w2sr.records import Prompt, Reject, Trace, seed_of, trace_id_of
+from w2sr.tables import chunks, read_table, replacing, write_table, write_text
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+def test_prompts_round_trip_with_missing_values(tmp_path: Path) -> None:
+    rows = [Prompt("p1", "train", "2 + 2?", "4", None, "file", "{}"), Prompt("p2", "test", "ü\n\u2028?", None, "so\n4", "file", '{"a": 1}')]
+    write_table(tmp_path / "a.parquet", rows, Prompt)
+    assert read_table(tmp_path / "a.parquet", Prompt) == rows
+
+
+@given(texts=st.lists(TEXT, max_size=8), seed=st.integers(0, 2**63 - 1))
+def test_any_text_and_seed_round_trips(tmp_path_factory: pytest.TempPathFactory, texts: list[str], seed: int) -> None:
+    rows = [Trace(f"t{i}", "p", "weak", i, text, "stop", 3, 4, seed, "h", "m", "hf", None) for i, text in enumerate(texts)]
+    path = tmp_path_factory.mktemp("tables") / "a.parquet"
+    write_table(path, rows, Trace)
+    assert read_table(path, Trace) == rows
+
+
+def test_a_folder_of_parts_reads_in_name_order(tmp_path: Path) -> None:
+    for number in (2, 0, 1):
+        write_table(tmp_path / f"part-{number:05d}.parquet", [Reject("all", f"t{number}", "p", "loop")], Reject)
+    assert [row.trace_id for row in read_table(tmp_path, Reject)] == ["t0", "t1", "t2"]
+
+
+def test_an_error_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+
+    def fail() -> None:
+        with replacing(tmp_path / "a.txt") as aside:
+            aside.write_text("half")
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
+
+
+def test_a_damaged_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match=r"a\.parquet is not a readable Parquet file"):
+        read_table(tmp_path / "a.parquet", Reject)
+
+
+@given(items=st.lists(st.integers()), size=st.integers(1, 7))
+def test_chunks_keep_order_and_lose_nothing(items: list[int], size: int) -> None:
+    found = list(chunks(items, size))
+    assert [item for chunk in found for item in chunk] == items
+    assert all(len(chunk) == size for chunk in found[:-1])
+
+
+def test_ids_and_seeds_depend_on_what_was_asked_only() -> None:
+    ids = {trace_id_of(prompt, teacher, sample) for prompt in "ab" for teacher in "xy" for sample in range(3)}
+    assert len(ids) == 12
+    assert seed_of(0, "t") == seed_of(0, "t") != seed_of(1, "t")
+    assert 0 <= seed_of(7, "t") < 2**63

@@ -1,0 +1,71 @@
+"""The pipeline: which stages there are, in which order, and what must hold before the first one starts."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from cluster.session import ray_session, require
+from w2sr.config import PipelineConfig
+from w2sr.lab.models import resolve_model
+from w2sr.run import Run
+
+STAGES = ("prompts", "generate", "verify", "curate", "train", "evaluate", "report")
+
+log = logging.getLogger(__name__)
+
+
+def run_stages(config: PipelineConfig, stages: list[str]) -> None:
+    """Run the named stages in order. Each skips what is done and goes on with what is half done."""
+    preflight(config, stages)
+    with open_run(config) as run:
+        for stage in stages:
+            began = time.monotonic()
+            log.info("== %s", stage)
+            # The stage's module is imported when its turn comes: `w2sr report` must not wait for DeepSpeed.
+            importlib.import_module(f"w2sr.stages.{stage}").run(run)
+            log.info("   %s: %.1f s", stage, time.monotonic() - began)
+
+
+@contextmanager
+def open_run(config: PipelineConfig) -> Iterator[Run]:
+    """Yield the run; a Ray session is opened when a stage first asks for one and closed at the end."""
+    with ExitStack() as stack:
+        opened: list[bool] = []
+
+        @contextmanager
+        def ray() -> Iterator[None]:
+            if not opened:
+                stack.enter_context(ray_session(config.cluster.spec()))
+                opened.append(True)
+            yield
+
+        yield Run(config=config, folder=Path(config.run_dir), ray=ray)
+
+
+def preflight(config: PipelineConfig, stages: list[str]) -> None:
+    """Refuse what cannot work before any time is spent: missing models, more processors than there are."""
+    for name in [*(teacher.model for teacher in config.teachers), config.student.model]:
+        resolve_model(name)
+    spec = config.cluster.spec()
+    if "generate" in stages:
+        for number, teacher in enumerate(config.teachers):
+            pool = teacher.pool
+            require(
+                f"teachers.{number}.pool.replicas={pool.replicas}",
+                pool.replicas * pool.cpus_per_replica,
+                pool.replicas * pool.gpus_per_replica,
+                spec,
+            )
+    if "train" in stages:
+        train = config.train
+        require(f"train.num_ranks={train.num_ranks}", train.num_ranks * train.cpus_per_rank, train.num_ranks * float(train.use_gpu), spec)
+    if "evaluate" in stages:
+        pool = config.evaluate.pool
+        require(
+            f"evaluate.pool.replicas={pool.replicas}", pool.replicas * pool.cpus_per_replica, pool.replicas * pool.gpus_per_replica, spec
+        )

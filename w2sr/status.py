@@ -1,0 +1,79 @@
+"""What a run folder holds: every expected stage, whether it is done, its counts, and what is missing. Reads files only."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from w2sr.artifacts import MANIFEST, STARTED, Manifest
+from w2sr.config import PipelineConfig, load_config
+from w2sr.errors import UserError
+from w2sr.run import Run
+from w2sr.tables import part_files
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One expected stage folder. `state` is "done", "partial" (begun, not finished) or "missing"."""
+
+    name: str
+    state: str
+    detail: str
+    seconds: float
+
+
+def stage_names(config: PipelineConfig, run: Run) -> list[str]:
+    """Return the folders a complete run has, in pipeline order."""
+    teachers = [teacher.name for teacher in config.teachers]
+    students = [name for name, _, _ in run.student_names()]
+    base = ["base", *(["base-cot"] if config.student.reasoning_style else [])]
+    labels = [*base, *(f"teacher-{name}" for name in teachers), *students]
+    return [
+        "prompts",
+        *(f"generate/{name}" for name in teachers),
+        *(f"verify/{name}" for name in teachers),
+        "curate",
+        *(f"train/{name}" for name in students),
+        *(f"evaluate/{config.evaluate.split}/{label}" for label in labels),
+        "report",
+    ]
+
+
+def run_status(folder: Path) -> list[StageStatus]:
+    """Return the status of every expected stage of the run in `folder`."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"{folder} is not a run folder (no config.yaml there); give the run_dir of a configuration, for example runs/quickstart"
+        )
+    config = load_config(folder / "config.yaml")
+    run = Run(config=config, folder=folder, ray=nullcontext)
+    return [_status_of(folder / name, name) for name in stage_names(config, run)]
+
+
+def render_status(folder: Path) -> str:
+    """Return the table that `w2sr status` prints."""
+    stages = run_status(folder)
+    width = max(len(stage.name) for stage in stages)
+    lines = [f"{stage.name:<{width}}  {stage.state:<7}  {stage.seconds:>7.1f} s  {stage.detail}".rstrip() for stage in stages]
+    open_stages = [stage.name for stage in stages if stage.state != "done"]
+    if open_stages:
+        last = f"missing: {', '.join(open_stages)}\nrun `w2sr run {folder / 'config.yaml'}` to go on"
+    else:
+        last = f"complete: {folder / 'report.html'}"
+    return "\n".join([*lines, "", last])
+
+
+def _status_of(folder: Path, name: str) -> StageStatus:
+    if (folder / MANIFEST).exists():
+        manifest = Manifest.load(folder)
+        counts = ", ".join(f"{key} {value:,}" for key, value in manifest.counts.items())
+        return StageStatus(name, "done", counts, manifest.seconds)
+    if not (folder / STARTED).exists():
+        return StageStatus(name, "missing", "", 0.0)
+    parts = len(part_files(folder))
+    checkpoints = sorted(path.parent.name for path in folder.glob("checkpoints/*/complete.json"))
+    detail = f"{parts} parts" if parts else (f"last checkpoint: {checkpoints[-1]}" if checkpoints else "begun")
+    attempts = json.loads((folder / STARTED).read_text(encoding="utf-8"))["attempts"]
+    return StageStatus(name, "partial", detail, sum((attempt["ended"] or attempt["began"]) - attempt["began"] for attempt in attempts))

@@ -21,7 +21,7 @@ def make_tiny_tokenizer(characters: str = CHARACTERS, chat_template: str | None 
 
     words = [*SPECIAL_TOKENS, *characters]
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex("(?s)."), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r".|\n"), behavior="isolated")
     core.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,

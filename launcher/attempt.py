@@ -19,8 +19,8 @@ from w2sr.tables import write_text
 def attempt(config: PipelineConfig) -> Iterator[Path]:
     """Yield this attempt's log folder, `logs/attempt_N`; `logs/latest` points to it.
 
-    The resolved configuration is stored beside the log at once, and as the run's `config.yaml` when the command has succeeded (or is the first):
-    a refused change must not overwrite what the finished stages were made with.
+    The resolved configuration is stored beside the log at once, and as the run's `config.yaml` when the command has succeeded (or is the
+    first): a refused change must not overwrite what the finished stages were made with.
     """
     folder = Path(config.run_dir)
     try:

@@ -140,7 +140,7 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _config_schema(arguments: argparse.Namespace) -> int:
+def _config_schema(_: argparse.Namespace) -> int:
     import json
 
     from w2sr.config import PipelineConfig
@@ -169,7 +169,7 @@ def _quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
-def _on_sigterm(signum: int, frame: object) -> None:
+def _on_sigterm(_signum: int, _frame: object) -> None:
     raise Terminated
 
 

@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.fixture()
+@pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(SMALL))

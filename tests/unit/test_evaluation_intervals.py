@@ -1,0 +1,147 @@
+"""Intervals cover what they say; differences are paired; ratios are refused when the gap is noise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from w2sr.evaluation.gap import gap_ratio
+from w2sr.evaluation.intervals import Bootstrap, Estimate, bootstrap_means, percentile_limits
+
+
+def scores(num_problems: int, num_samples: int, chances: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return rng.binomial(num_samples, chances, size=num_problems) / num_samples
+
+
+def test_the_bootstrap_standard_error_agrees_with_the_closed_form() -> None:
+    rng = np.random.default_rng(3)
+    values = scores(400, 4, rng.beta(1, 2, size=400), rng)
+    draws = bootstrap_means(values[:, None], 4000, seed=0)[:, 0]
+    assert draws.std() == pytest.approx(values.std() / 20, rel=0.05)
+    low, high = percentile_limits(draws, 0.95, 400)
+    assert high - low == pytest.approx(2 * 1.966 * values.std(ddof=1) / 20, rel=0.08)
+
+
+def coverage(truth: float, sample: Callable[[np.random.Generator], np.ndarray], num_sets: int = 500) -> float:
+    """Share of simulated data sets whose 95 % interval holds the truth."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for number in range(num_sets):
+        values = sample(rng)
+        low, high = percentile_limits(bootstrap_means(values[:, None], 500, seed=number)[:, 0], 0.95, len(values))
+        hits += low <= truth <= high
+    return hits / num_sets
+
+
+@pytest.mark.parametrize(("problems", "samples", "alpha", "beta"), [(400, 4, 1, 1), (100, 8, 2, 2), (30, 4, 1, 1), (200, 1, 0.4, 0.4)])
+def test_a_95_percent_interval_covers_the_truth_about_95_times_in_100(problems: int, samples: int, alpha: float, beta: float) -> None:
+    def sample(rng: np.random.Generator) -> np.ndarray:
+        return scores(problems, samples, rng.beta(alpha, beta, size=problems), rng)
+
+    assert 0.925 <= coverage(alpha / (alpha + beta), sample) <= 0.975
+
+
+def test_resampling_samples_inside_drawn_problems_would_count_their_noise_twice() -> None:
+    rng = np.random.default_rng(5)
+    solved = rng.binomial(4, np.full(400, 0.5))
+    drawn = solved[rng.integers(400, size=(2000, 400))]
+    whole, twice = drawn.mean(axis=1) / 4, rng.binomial(4, drawn / 4).mean(axis=1) / 4
+    truth = 0.5 / np.sqrt(400 * 4)
+    assert whole.std() == pytest.approx(truth, rel=0.12)
+    assert twice.std() > 1.2 * truth
+
+
+def test_2000_resamples_of_400_problems_take_well_under_a_second() -> None:
+    values = np.random.default_rng(0).random((400, 60))
+    began = time.process_time()
+    bootstrap_means(values, 2000, seed=0)
+    assert time.process_time() - began < 1.0
+
+
+def test_many_problems_are_resampled_in_bounded_memory_with_the_same_result() -> None:
+    values = np.random.default_rng(0).random((50_000, 2))
+    draws = bootstrap_means(values, 100, seed=1)  # 5 M cells: several chunks
+    assert draws.std(axis=0) == pytest.approx(values.std(axis=0) / np.sqrt(50_000), rel=0.3)
+    assert draws.mean(axis=0) == pytest.approx(values.mean(axis=0), abs=1e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.integers(1, 6), st.integers(0, 10_000))
+def test_intervals_hold_their_value_are_reproducible_and_stay_in_range(problems: int, samples: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    columns = {name: scores(problems, samples, rng.random(problems), rng) for name in ("a", "b")}
+    one, two = (Bootstrap(columns, 200, 0.95, seed=7) for _ in range(2))
+    found = one.mean("a")
+    assert found == two.mean("a")
+    assert 0 <= found.low <= found.high <= 1
+    assert columns["a"].min() <= found.low
+    assert found.high <= columns["a"].max()
+    forth, back = one.difference("a", "b"), one.difference("b", "a")
+    assert forth.value == pytest.approx(-back.value)
+    assert forth.low == pytest.approx(-back.high)
+    assert one.difference("a", "a") == Estimate(0.0, 0.0, 0.0)
+    wider = Bootstrap(columns, 200, 0.99, seed=7).mean("a")
+    assert wider.low <= found.low
+    assert found.high <= wider.high
+
+
+def test_pairing_makes_a_difference_on_the_same_problems_sharper() -> None:
+    rng = np.random.default_rng(2)
+    easy = rng.beta(0.5, 0.5, size=300)
+    columns = {"a": scores(300, 8, easy, rng), "b": scores(300, 8, np.clip(easy - 0.05, 0, 1), rng)}
+    bootstrap = Bootstrap(columns, 2000, 0.95, seed=0)
+    paired = bootstrap.difference("a", "b")
+    alone = bootstrap.mean("a")
+    assert paired.high - paired.low < 0.6 * (alone.high - alone.low)
+    assert paired.excludes_zero
+
+
+def test_an_interval_excludes_zero_on_either_side() -> None:
+    assert Estimate(0.2, 0.1, 0.3).excludes_zero
+    assert Estimate(-0.2, -0.3, -0.1).excludes_zero
+    assert not Estimate(0.2, 0.0, 0.3).excludes_zero
+
+
+def test_a_gap_ratio_is_exact_on_its_parts_and_has_an_interval_around_it() -> None:
+    rng = np.random.default_rng(1)
+    hard = rng.random(400)
+    chances = {"base": 0.3 * hard, "w2s": 0.65 * hard, "gold": 0.8 * hard}
+    bootstrap = Bootstrap({name: scores(400, 4, chance, rng) for name, chance in chances.items()}, 2000, 0.95, seed=0)
+    found = gap_ratio(bootstrap, "w2s", "base", "gold")
+    assert found.refusal is None
+    assert found.ratio is not None
+    expected = (bootstrap.value("w2s") - bootstrap.value("base")) / (bootstrap.value("gold") - bootstrap.value("base"))
+    assert found.ratio.value == pytest.approx(expected)
+    assert found.ratio.low < expected < found.ratio.high
+    assert found.ratio.low < 0.7 < found.ratio.high
+    whole = gap_ratio(bootstrap, "gold", "base", "gold").ratio
+    assert whole is not None
+    assert (whole.value, whole.low, whole.high) == pytest.approx((1, 1, 1))
+
+
+def test_a_ratio_is_refused_when_the_interval_of_its_gap_covers_zero() -> None:
+    rng = np.random.default_rng(1)
+    columns = {name: scores(100, 4, np.full(100, 0.5), rng) for name in ("base", "w2s", "gold")}
+    found = gap_ratio(Bootstrap(columns, 500, 0.95, seed=0), "w2s", "base", "gold")
+    assert found.ratio is None
+    assert found.refusal is not None
+    assert "from base to gold covers 0" in found.refusal
+
+
+def test_a_ratio_is_refused_when_the_ceiling_is_below_the_floor() -> None:
+    rng = np.random.default_rng(1)
+    columns = {"base": scores(200, 4, np.full(200, 0.8), rng), "gold": scores(200, 4, np.full(200, 0.3), rng)}
+    found = gap_ratio(Bootstrap(columns, 500, 0.95, seed=0), "gold", "base", "gold")
+    assert found.ratio is None
+    assert found.refusal is not None
+    assert "lies below 0" in found.refusal
+
+
+def test_no_problems_is_our_own_mistake() -> None:
+    with pytest.raises(AssertionError, match="no problems"):
+        bootstrap_means(np.empty((0, 1)), 100, seed=0)

@@ -1,26 +1,179 @@
-"""The Ray session of this process."""
+"""The Ray session of this process: private, authenticated, and gone afterwards.
+
+A session always ends with Ray shut down and its folder removed, after an exception and after Ctrl-C too. If this process is killed outright,
+the kernel ends Ray's processes with it (Ray asks for that on Linux).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from cluster.config import ClusterSpec
+from cluster.errors import ClusterError
+
+# What travels through the object store is text, a few MiB a unit.
+OBJECT_STORE_BYTES = 256 * 2**20
+# A socket's path is limited to 107 bytes, of which Ray's own names below its temporary folder take 64.
+LONGEST_TEMP_DIR = 40
 
 
 @contextmanager
 def ray_session(spec: ClusterSpec) -> Iterator[None]:
     """Start a private Ray on this machine, or connect to `spec.address`; always shut down at the end.
 
+    A private Ray wants a token from everybody who talks to it; the token lives in a file that only this user can read and is never an
+    argument or an output. A cluster at an address is reached with the token of the environment (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH).
     Raises ClusterError when the machine has fewer processors than `spec` asks for, or the address does not answer.
     """
-    raise NotImplementedError
-    yield
+    _check_machine(spec)
+    with contextlib.ExitStack() as cleanup:
+        folder = _private_folder(cleanup) if spec.address is None else None
+        cleanup.enter_context(_environment(_variables(folder)))
+        import ray  # after the environment is set: Ray reads some of it once, at import
+
+        assert not ray.is_initialized(), "this process has a Ray session already"
+        cleanup.callback(ray.shutdown)
+        if folder is not None:
+            _start(ray, spec, folder)
+        else:
+            _connect(ray, spec)
+        yield
 
 
 def require(what: str, cpus: float, gpus: float, spec: ClusterSpec) -> None:
     """Raise ClusterError unless the session's cluster has `cpus` CPUs and `gpus` GPUs in all.
 
     `what` names the setting that asks for them, for example "train.num_ranks=4 with 1 CPU each". Without this check Ray waits for ever.
+    Works before the session is open too; then the machine is asked.
     """
-    raise NotImplementedError
+    has_cpus, has_gpus = _capacity(spec)
+    where = f"the cluster at {spec.address}" if spec.address else "this machine"
+    for kind, needed, has in (("CPU", cpus, has_cpus), ("GPU", gpus, has_gpus)):
+        if needed > has:
+            hint = "" if spec.address or (spec.num_cpus if kind == "CPU" else spec.num_gpus) is None else f" (cluster.num_{kind.lower()}s)"
+            raise ClusterError(
+                f"{what} needs {_count(needed, kind)}; {where} has {_count(has, kind)}{hint}: ask for fewer, or for less of a {kind} each"
+            )
+
+
+def machine_cpus() -> int:
+    """Return the number of processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_gpus() -> int:
+    """Return the number of NVIDIA GPUs this process may use, by nvidia-smi and CUDA_VISIBLE_DEVICES."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shutil.which("nvidia-smi") is None or visible == "":
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    found = sum(line.startswith("GPU ") for line in listed.splitlines())
+    return found if visible is None else min(found, len(visible.split(",")))
+
+
+def _check_machine(spec: ClusterSpec) -> None:
+    if spec.address is not None:
+        return
+    for name, asked, has in (("num_cpus", spec.num_cpus, machine_cpus), ("num_gpus", spec.num_gpus, machine_gpus)):
+        if asked is not None and asked > has():
+            raise ClusterError(f"cluster.{name}={asked}, but this machine has {has()}; give at most that, or leave it out to use all")
+
+
+def _capacity(spec: ClusterSpec) -> tuple[float, float]:
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        found = ray.cluster_resources()
+        return found.get("CPU", 0.0), found.get("GPU", 0.0)
+    if spec.address is not None:
+        return float("inf"), float("inf")  # not known before the session is open
+    cpus = spec.num_cpus if spec.num_cpus is not None else machine_cpus()
+    return float(cpus), float(spec.num_gpus if spec.num_gpus is not None else machine_gpus())
+
+
+def _count(number: float, kind: str) -> str:
+    return f"{number:g} {kind}{'' if number == 1 else 's'}"
+
+
+def _private_folder(cleanup: contextlib.ExitStack) -> Path:
+    parent = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="w2sr-ray-", dir=parent if len(parent) <= LONGEST_TEMP_DIR - 20 else "/tmp"))
+    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)  # Ray's last log lines may race with the removal
+    descriptor = os.open(folder / "token", os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(_token())
+    return folder
+
+
+@functools.cache
+def _token() -> str:
+    # One for the life of this process: Ray's driver side reads the token once and keeps it, also for a second session.
+    return secrets.token_hex(32)
+
+
+def _variables(folder: Path | None) -> dict[str, str | None]:
+    # A worker's OMP_NUM_THREADS is set by Ray to the CPUs of its actor, unless the environment has one.
+    common: dict[str, str | None] = {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false")}
+    if folder is None:
+        return common
+    return common | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_AUTH_TOKEN": None,  # would win over the file
+        "RAY_ADDRESS": None,
+    }
+
+
+@contextmanager
+def _environment(variables: dict[str, str | None]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    _put(variables)
+    try:
+        yield
+    finally:
+        _put(before)
+
+
+def _put(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _start(ray: Any, spec: ClusterSpec, folder: Path) -> None:
+    ray.init(
+        address="local",
+        num_cpus=spec.num_cpus if spec.num_cpus is not None else machine_cpus(),
+        num_gpus=spec.num_gpus if spec.num_gpus is not None else machine_gpus(),
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=str(folder),
+    )
+
+
+def _connect(ray: Any, spec: ClusterSpec) -> None:
+    from ray.exceptions import AuthenticationError
+
+    advice = "check cluster.address and that the cluster is up, or leave cluster.address out for a private Ray on this machine"
+    try:
+        ray.init(address=spec.address, log_to_driver=False, logging_level="ERROR")
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"the Ray cluster at {spec.address} refused this client: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token's file"
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"cannot connect to the Ray cluster at {spec.address} ({error}): {advice}") from error

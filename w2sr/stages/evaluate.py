@@ -1,0 +1,84 @@
+"""evaluate: every model answers the same held-out prompts with the same sampling, on one pool of engines; every answer is judged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from w2sr.artifacts import StageDir
+from w2sr.evaluation.contestants import Contestant, contestants_of, require_trained
+from w2sr.grading.grade import grade_traces
+from w2sr.records import Prompt, Trace, Verification
+from w2sr.run import Run
+from w2sr.tables import part_files, read_table, write_table
+from w2sr.teachers.engine import GeneratorSpec
+from w2sr.teachers.generation import generate_parts, open_pool
+from w2sr.teachers.models import generator_spec
+
+VERDICTS = "verdicts.parquet"
+
+
+def run(run: Run) -> None:
+    """Evaluate every contestant that is not done. Raises UserError when a student is not trained."""
+    require_trained(run)
+    evaluate = run.config.evaluate
+    prompts_digest = run.digest("prompts")
+    open_labels: list[tuple[StageDir, GeneratorSpec]] = []
+    for contestant in contestants_of(run):
+        spec = generator_spec(contestant.label, contestant.model, contestant.style, evaluate.sampling, batch_size=evaluate.pool.batch_size)
+        stage = _stage_of(run, contestant, {"prompts": prompts_digest, "model": spec.model_digest})
+        if not stage.is_done():
+            open_labels.append((stage, spec))
+    if not open_labels:
+        return
+    prompts = read_table(run.stage("prompts") / f"{evaluate.split}.parquet", Prompt)
+    with open_pool(run, evaluate.pool, "evaluate.pool") as pool:  # one pool for all: starting processes costs more than loading models
+        for stage, spec in open_labels:
+            _evaluate(run, pool, stage, spec, prompts)
+
+
+def _stage_of(run: Run, contestant: Contestant, inputs: dict[str, str]) -> StageDir:
+    config = run.config
+    identity = {
+        "label": contestant.label,
+        "split": config.evaluate.split,
+        "style": contestant.style.identity(),
+        "evaluate": config.evaluate.identity(),
+        "verify": config.verify.identity(),
+        "seed": config.seed,
+    }
+    return StageDir(run.stage("evaluate", config.evaluate.split, contestant.label), f"evaluate {contestant.label}", identity, inputs)
+
+
+def _evaluate(run: Run, pool: Any, stage: StageDir, spec: GeneratorSpec, prompts: list[Prompt]) -> None:
+    evaluate = run.config.evaluate
+    stage.begin()
+    totals = generate_parts(
+        pool,
+        spec,
+        prompts,
+        stage.folder,
+        samples_per_prompt=evaluate.samples_per_prompt,
+        run_seed=run.config.seed,
+        unit_size=evaluate.pool.unit_size,
+        title=f"evaluate {spec.name}",
+    )
+    traces = read_table(stage.folder, Trace)
+    answered = [trace for trace in traces if trace.finish_reason != "error"]
+    verdicts = grade_traces(answered, {prompt.prompt_id: prompt for prompt in prompts}, run.config.verify)
+    write_table(stage.folder / VERDICTS, verdicts, Verification)
+    counts = {"prompts": totals.prompts, "samples": totals.samples, **count_outcomes(traces, verdicts)}
+    stage.finish(counts, [*part_files(stage.folder), stage.folder / VERDICTS], totals.usage())
+
+
+def count_outcomes(traces: list[Trace], verdicts: list[Verification]) -> dict[str, int]:
+    """Return the manifest's counts: samples = correct + incorrect + unverifiable + failed; truncated and no_answer cut across them."""
+    by_verdict = Counter(verdict.verdict for verdict in verdicts)
+    return {
+        "correct": by_verdict["correct"],
+        "incorrect": by_verdict["incorrect"],
+        "unverifiable": by_verdict["unverifiable"],
+        "failed": sum(trace.finish_reason == "error" for trace in traces),
+        "truncated": sum(trace.finish_reason == "length" for trace in traces),
+        "no_answer": sum(verdict.last_answer is None for verdict in verdicts),
+    }

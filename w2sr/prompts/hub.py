@@ -1,0 +1,30 @@
+"""Rows of a Hugging Face dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from w2sr.errors import UserError
+from w2sr.prompts.config import HubSource
+from w2sr.prompts.rows import Row
+
+
+def read_hub_rows(source: HubSource, split: str) -> Iterator[Row]:
+    """Yield the rows of one split; a UserError says why the dataset cannot be had (not there, offline, no such split or configuration)."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    name = "/".join(part for part in (source.path, source.name) if part)
+    try:
+        data = load_dataset(source.path, name=source.name, split=split, revision=source.revision)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise UserError(
+            f"cannot load dataset {name!r}, split {split!r}: {error}. Check prompts.source (path, name, split, revision); "
+            f"without a connection to the hub give a local folder as path, or a file with kind: file"
+        ) from error
+    columns = [column for column in vars(source.fields).values() if column in data.column_names]
+    number = 0
+    for number, values in enumerate(data.select_columns(columns) if columns else data, start=1):  # noqa: B007 - counted for the check below
+        yield Row(f"{name} {split} row {number}", values)
+    if not number:
+        raise UserError(f"dataset {name!r}, split {split!r} holds no rows; choose another split")

@@ -1,0 +1,83 @@
+"""A prompt before it belongs to a split, and how a row of a data set becomes one."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from w2sr.errors import UserError
+from w2sr.grading.extract import reference_answer
+from w2sr.prompts.config import FieldMap
+from w2sr.records import Prompt, Split
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A prompt without a split. `where` says where it came from ("train.jsonl line 3"), for messages."""
+
+    where: str
+    prompt_id: str
+    question: str
+    answer: str | None
+    reference_trace: str | None
+    source: str
+    metadata: str
+
+    def in_split(self, split: Split) -> Prompt:
+        """Return the prompt of this candidate in `split`."""
+        return Prompt(self.prompt_id, split, self.question, self.answer, self.reference_trace, self.source, self.metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a data set: where it is, and its columns."""
+
+    where: str
+    values: dict[str, Any]
+
+
+def question_id(question: str) -> str:
+    """Return the id of a prompt that has no id of its own: a hash of the question, the same in every run and for every order of rows."""
+    return hashlib.sha256(question.encode()).hexdigest()[:16]
+
+
+def candidates_of(rows: Iterable[Row], fields: FieldMap, source: str) -> Iterator[Candidate]:
+    """Yield one candidate a row.
+
+    Raises UserError that names the row for a missing column, a question that is empty or no text, an answer that is no text or number.
+    """
+    for row in rows:
+        question = _text(row, "question", fields.question)
+        if question is None or not question.strip():
+            raise UserError(f"{row.where}: the question (column {fields.question!r}) is empty; remove the row or fill it in")
+        solution = _text(row, "answer", fields.answer, numbers=True)
+        answer = reference_answer(solution) if solution is not None else None
+        trace = _text(row, "reference_trace", fields.reference_trace) if fields.reference_trace is not None else None
+        given = _text(row, "id", fields.id, numbers=True) if fields.id is not None else question_id(question)
+        if not given:
+            raise UserError(f"{row.where}: the id (column {fields.id!r}) is empty; fill it in, or leave prompts.source.fields.id out")
+        yield Candidate(row.where, given, question, answer or None, trace or None, source, "{}")
+
+
+def _text(row: Row, field: str, column: str, numbers: bool = False) -> str | None:
+    """Return a column as text; None for null. Numbers are kept as the text of their value: 72 -> "72", 8.0 -> "8.0"."""
+    if column not in row.values:
+        raise UserError(
+            f"{row.where}: no column {column!r}; columns there: {', '.join(sorted(row.values)) or 'none'}. "
+            f"Say which column it is with prompts.source.fields.{field}"
+        )
+    value = row.values[column]
+    if value is None or isinstance(value, str):
+        return value
+    if numbers and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    wanted = "text or a number" if numbers else "text"
+    raise UserError(f"{row.where}: column {column!r} ({field}) holds {_shown(value)}, which is {type(value).__name__}; it must be {wanted}")
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -14,7 +14,8 @@ from w2sr.prompts.rows import Row
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a .jsonl, .json (a list of objects) or .parquet file.
 
-    Raises UserError for a missing file, an unknown extension, a file without rows, text that is no UTF-8 or no JSON, a damaged Parquet file.
+    Raises UserError for a missing file, an unknown extension, a file without rows,
+    text that is no UTF-8 or no JSON, a damaged Parquet file.
     """
     readers: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:

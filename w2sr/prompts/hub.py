@@ -22,9 +22,11 @@ def read_hub_rows(source: HubSource, split: str) -> Iterator[Row]:
             f"cannot load dataset {name!r}, split {split!r}: {error}. Check prompts.source (path, name, split, revision); "
             f"without a connection to the hub give a local folder as path, or a file with kind: file"
         ) from error
-    columns = [column for column in vars(source.fields).values() if column in data.column_names]
+    wanted = [column for column in vars(source.fields).values() if column is not None]
+    # A column that is not there is reported with those that are.
+    data = data.select_columns(wanted) if set(wanted) <= set(data.column_names) else data
     number = 0
-    for number, values in enumerate(data.select_columns(columns) if columns else data, start=1):  # noqa: B007 - counted for the check below
+    for number, values in enumerate(data, start=1):
         yield Row(f"{name} {split} row {number}", values)
     if not number:
         raise UserError(f"dataset {name!r}, split {split!r} holds no rows; choose another split")

@@ -33,7 +33,10 @@ def load_candidates(config: PromptsConfig) -> tuple[list[Candidate], list[Candid
 
 
 def source_digests(config: PromptsConfig) -> dict[str, str]:
-    """Return the digests of the source's files, so that a changed file is noticed. A missing file is left for `load_candidates` to report."""
+    """Return the digests of the source's files, so that a changed file is noticed.
+
+    A missing file is left for `load_candidates` to report.
+    """
     if not isinstance(config.source, FileSource):
         return {}
     paths = [path for path in (config.source.path, config.source.test_path) if path is not None]

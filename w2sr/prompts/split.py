@@ -1,6 +1,7 @@
 """Three disjoint sets of prompts.
 
-No question is in two of them, and which questions are chosen depends on the seed and the questions' texts only, not on the order of the rows.
+No question is in two of them, and which questions are chosen depends on the seed and the questions' texts only,
+not on the order of the rows.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterable
 
 from w2sr.errors import UserError
 from w2sr.prompts.config import PromptsConfig
-from w2sr.prompts.rows import Candidate
+from w2sr.prompts.rows import Candidate, question_id
 from w2sr.records import Prompt, Split
 
 
@@ -48,12 +49,13 @@ def split_prompts(
 
 
 def _distinct(candidates: Iterable[Candidate]) -> dict[str, Candidate]:
-    """Return question -> its first candidate; refuse the same id on two rows, repeated questions included."""
+    """Return question -> its first candidate; refuse an id of the user's that is on two rows."""
     distinct: dict[str, Candidate] = {}
     places: dict[str, Candidate] = {}
     for candidate in candidates:
         first = places.setdefault(candidate.prompt_id, candidate)
-        if first.question != candidate.question:
+        by_user = candidate.prompt_id != question_id(candidate.question)
+        if first is not candidate and by_user:
             raise _double_id(first, candidate)
         distinct.setdefault(candidate.question, candidate)
     return distinct

@@ -1,7 +1,7 @@
 """A pool of replicas: Ray actors that stay alive, serve one spec after another and pull units of work.
 
-The result of every unit is yielded exactly once, whatever replicas die, or `map` raises. Whichever replica is free takes the next unit, so a
-slow replica delays nobody. The death of a process and an exception of its code are different things: a dead replica is replaced and its
+The result of every unit is yielded exactly once, whatever replicas die, or `map` raises. Whichever replica is free takes the next unit,
+so a slow replica delays nobody. The death of a process and an exception of its code are different things: a dead replica is replaced and its
 unit goes to another one, an exception ends the work and arrives at the caller as what it was.
 """
 
@@ -125,6 +125,9 @@ class ActorPool(Generic[Spec, Unit, Result]):
         assert self._spec is not None, "load() comes before map()"
         work = Dispatcher(units, self._max_attempts)
         failure: Exception | None = None
+        for number in range(self._num_replicas):
+            if number not in self._slots:
+                self._load(number)
         try:
             while not work.is_finished():
                 self._hand_out(work, units)
@@ -133,12 +136,12 @@ class ActorPool(Generic[Spec, Unit, Result]):
                     try:
                         result = self._collect(number)
                     except _Died as death:
-                        failure = self._replace(number, work, death) or failure
+                        failure = failure or self._replace(number, work, death)
                     except _Raised as raised:
                         if unit is not None:
                             work.complete(number)
                         work.stop()
-                        failure = raised.error
+                        failure = failure or raised.error
                     else:
                         if unit is not None:
                             work.complete(number)
@@ -146,7 +149,7 @@ class ActorPool(Generic[Spec, Unit, Result]):
                 late = self._late(work)
                 if late is not None:
                     work.stop()
-                    failure = late
+                    failure = failure or late
         finally:
             self._abandon(work)
         if failure is not None:

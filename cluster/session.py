@@ -1,7 +1,7 @@
 """The Ray session of this process: private, authenticated, and gone afterwards.
 
-A session always ends with Ray shut down and its folder removed, after an exception and after Ctrl-C too. If this process is killed outright,
-the kernel ends Ray's processes with it (Ray asks for that on Linux).
+A session always ends with Ray shut down and its folder removed, after an exception and after Ctrl-C too. If this process is killed
+outright, the kernel ends Ray's processes with it (Ray asks for that on Linux).
 """
 
 from __future__ import annotations
@@ -123,7 +123,10 @@ def _token() -> str:
 
 def _variables(folder: Path | None) -> dict[str, str | None]:
     # A worker's OMP_NUM_THREADS is set by Ray to the CPUs of its actor, unless the environment has one.
-    common: dict[str, str | None] = {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false")}
+    common: dict[str, str | None] = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
+    }
     if folder is None:
         return common
     return common | {

@@ -47,7 +47,7 @@ def make_tiny_model(
     chat_template: str | None = CHAT_TEMPLATE,
     std: float = 0.2,
 ) -> Path:
-    """Write a random LlamaForCausalLM and its tokenizer to `folder` (safetensors) and return the folder. A larger `std` gives surer guesses."""
+    """Write a random LlamaForCausalLM and its tokenizer to `folder` and return it. A larger `std` gives surer guesses."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

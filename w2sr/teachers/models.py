@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from w2sr.artifacts import model_digest
+from w2sr.errors import UserError
+from w2sr.lab.models import resolve_model
 from w2sr.prompting import PromptStyle
 from w2sr.teachers.config import SamplingConfig
 from w2sr.teachers.engine import GeneratorSpec
+
+# What a hub snapshot needs to be served; .bin and .py files are never fetched, because they can run code.
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
 def model_folder(name: str) -> Path:
@@ -14,9 +21,40 @@ def model_folder(name: str) -> Path:
 
     Raises UserError when there is no such model, or its folder has no config.json or no safetensors weights.
     """
-    raise NotImplementedError
+    resolved = resolve_model(name)
+    folder = Path(resolved).expanduser()
+    if not folder.is_dir():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", resolved) or folder.is_absolute() or resolved.startswith("."):
+            raise UserError(
+                f"model {name!r}: there is no such folder; give an existing folder, a hub id (owner/name) or a lab model (lab:teacher)"
+            )
+        folder = _from_hub(resolved)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {name!r}: {folder} has no config.json; give the folder of a Hugging Face model")
+    if not any(folder.glob("*.safetensors")):
+        others = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "none"
+        raise UserError(
+            f"model {name!r}: {folder} has no *.safetensors weights (other weights: {others}); "
+            "convert it with save_pretrained, other formats are not read"
+        )
+    return folder.resolve()
 
 
 def generator_spec(name: str, model: str, style: PromptStyle, sampling: SamplingConfig, batch_size: int) -> GeneratorSpec:
     """Return what a replica needs to serve `model` (a lab name, folder or hub id) as the generator `name`."""
-    raise NotImplementedError
+    folder = model_folder(model)
+    return GeneratorSpec(name, str(folder), model_digest(folder), style, sampling, batch_size)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, HFValidationError, OSError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"model {name!r} is neither a folder nor to be had from the hub ({first_line}); check the name and the network, or download it "
+            "elsewhere and give its folder"
+        ) from error

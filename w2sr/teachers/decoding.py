@@ -1,0 +1,122 @@
+"""The decode loop: a batch of prefixes in, token ids out.
+
+Rows that have ended leave the batch when they are a quarter of it, so that a few long completions do not cost as much as a full batch. When
+rows leave depends on the batch's own content alone: the same batch always takes the same steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from w2sr.records import FinishReason
+from w2sr.teachers.config import SamplingConfig
+from w2sr.teachers.sampling import choose_tokens, row_noise
+
+SHRINK_AT = 0.75
+
+
+@dataclass
+class Row:
+    """One completion in the making. `limit` is the most tokens it may have; `ids` are the tokens it has, EOS included."""
+
+    prefix: tuple[int, ...]
+    seed: int
+    limit: int
+    ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason = "length"
+    error: str | None = None
+
+
+class _Batch:
+    """The rows that still run, and the tensors that go with them."""
+
+    def __init__(self, model: Any, rows: list[Row], pad_id: int) -> None:
+        from transformers import DynamicCache
+
+        device = model.device
+        width = max(len(row.prefix) for row in rows)
+        self.model = model
+        self.rows = rows
+        self.running = [True] * len(rows)
+        self.cache = DynamicCache(config=model.config)
+        # Left padding: every row's newest token is in the last column, its positions count from its own first token.
+        self.tokens = torch.tensor([[pad_id] * (width - len(row.prefix)) + list(row.prefix) for row in rows], device=device)
+        self.mask = torch.tensor([[0] * (width - len(row.prefix)) + [1] * len(row.prefix) for row in rows], device=device)
+        self.positions = (self.mask.cumsum(dim=-1) - 1).clamp(min=0)
+        self.noise = torch.from_numpy(row_noise([row.seed for row in rows], max(row.limit for row in rows))).to(device)
+
+    def forward(self) -> torch.Tensor:
+        """Return the logits of each running row's next token, (rows, vocabulary), float32."""
+        # Without padding no mask is needed, and attention is faster without one.
+        output = self.model(
+            input_ids=self.tokens,
+            attention_mask=self.mask if self.padded else None,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = output.logits[:, -1].float()
+        return logits
+
+    @property
+    def padded(self) -> bool:
+        return len({len(row.prefix) for row in self.rows}) > 1
+
+    def append(self, chosen: torch.Tensor) -> None:
+        """Make `chosen`, one token a row, the next input."""
+        self.tokens = chosen.unsqueeze(-1)
+        self.positions = self.positions[:, -1:] + 1
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=-1)
+
+    def shrink(self) -> None:
+        """Drop the rows that have ended, if they are enough."""
+        kept = [index for index, running in enumerate(self.running) if running]
+        if not kept or len(kept) > SHRINK_AT * len(self.rows):
+            return
+        index = torch.tensor(kept, device=self.tokens.device)
+        self.tokens, self.mask, self.positions, self.noise = (
+            values[index] for values in (self.tokens, self.mask, self.positions, self.noise)
+        )
+        self.cache.batch_select_indices(index)
+        self.rows = [self.rows[number] for number in kept]
+        self.running = [True] * len(kept)
+
+
+@torch.inference_mode()
+def decode(model: Any, rows: list[Row], sampling: SamplingConfig, eos_ids: frozenset[int], pad_id: int) -> None:
+    """Complete all rows together, in place.
+
+    A row ends with "stop" at the first token of `eos_ids`, with "length" at its limit, with "error" when its logits are not finite.
+    """
+    assert all(row.prefix and row.limit > 0 for row in rows), "every row needs a prefix and room for a token"
+    batch = _Batch(model, list(rows), pad_id)
+    step = 0
+    while True:
+        logits = batch.forward()
+        broken = (logits.isnan() | logits.isposinf()).any(dim=-1)
+        logits = logits.masked_fill(broken.unsqueeze(-1), 0.0)
+        chosen = choose_tokens(logits, batch.noise[:, step], sampling.temperature, sampling.top_p)
+        step += 1
+        _record(batch, chosen.tolist(), broken.tolist(), step, eos_ids)
+        if not any(batch.running):
+            return
+        batch.append(chosen)
+        batch.shrink()
+
+
+def _record(batch: _Batch, chosen: list[int], broken: list[bool], step: int, eos_ids: frozenset[int]) -> None:
+    for number, row in enumerate(batch.rows):
+        if not batch.running[number]:
+            continue
+        if broken[number]:
+            row.finish_reason = "error"
+            row.error = f"the model's logits are not finite (NaN or infinity) at generated token {step}"
+        else:
+            row.ids.append(chosen[number])
+            if chosen[number] in eos_ids:
+                row.finish_reason = "stop"
+        batch.running[number] = row.finish_reason == "length" and step < row.limit

@@ -81,8 +81,8 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(
             f"{where}{line} is not valid JSON: {error.msg} at column {error.colno}, found {found!r}; correct or remove it"
         ) from error
-    except RecursionError as error:
-        raise UserError(f"{where} is JSON nested too deeply to be a row of text; correct or remove it") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise UserError(f"{where} is JSON that cannot be read: {error}; correct or remove it") from error
 
 
 def _object(value: Any, where: str) -> Row:

@@ -70,12 +70,24 @@ def _text(row: Row, field: str, column: str, numbers: bool = False) -> str | Non
             f"Say which column it is with prompts.source.fields.{field}"
         )
     value = row.values[column]
-    if value is None or isinstance(value, str):
+    if value is None:
+        return None
+    if isinstance(value, str):
+        _refuse_half_characters(row, field, column, value)
         return value
     if numbers and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     wanted = "text or a number" if numbers else "text"
     raise UserError(f"{row.where}: column {column!r} ({field}) holds {_shown(value)}, which is {type(value).__name__}; it must be {wanted}")
+
+
+def _refuse_half_characters(row: Row, field: str, column: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can write half a character ("\\ud83d" alone); no tokenizer or Parquet file can hold it
+        raise UserError(
+            f"{row.where}: column {column!r} ({field}) holds half a character at position {error.start}; correct the text"
+        ) from error
 
 
 def _shown(value: Any) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cluster.session import ray_session, require
 from w2sr.config import PipelineConfig
-from w2sr.lab.models import resolve_model
 from w2sr.run import Run
+from w2sr.teachers.models import model_folder
 
 STAGES = ("prompts", "generate", "verify", "curate", "train", "evaluate", "report")
 
@@ -50,7 +50,7 @@ def open_run(config: PipelineConfig) -> Iterator[Run]:
 def preflight(config: PipelineConfig, stages: list[str]) -> None:
     """Refuse what cannot work before any time is spent: missing models, more processors than there are."""
     for name in [*(teacher.model for teacher in config.teachers), config.student.model]:
-        resolve_model(name)
+        model_folder(name)
     spec = config.cluster.spec()
     if "generate" in stages:
         for number, teacher in enumerate(config.teachers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -13,33 +14,42 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A progress bar named after its stage. On a terminal it moves; in a log file it prints a line at most every ten seconds."""
+    """A progress bar named after its stage. In a log file, where a bar cannot move, it writes a line every ten seconds and at the end."""
+
+    LINE_EVERY_S = 10.0
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
-        live = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            desc=f"{title:<28}",
-            unit=f" {unit}",
-            mininterval=0.2 if live else 10.0,
-            dynamic_ncols=live,
-            ncols=None if live else 110,
-            file=sys.stderr,
-            ascii=None if live else True,
-        )
+        self._live = sys.stderr.isatty()
+        # Without a terminal the bar only keeps count; its lines are written by _write_line.
+        out = sys.stderr if self._live else io.StringIO()
+        self._bar = tqdm(total=total, initial=done, desc=f"{title:<28}", unit=f" {unit}", dynamic_ncols=True, file=out, mininterval=0.2)
+        self._last_line = time.monotonic()
 
     def advance(self, amount: int = 1, **values: Any) -> None:
         """Move on by `amount` and show `values` behind the bar."""
         if values:
             self._bar.set_postfix(values, refresh=False)
         self._bar.update(amount)
+        if not self._live and time.monotonic() - self._last_line > self.LINE_EVERY_S:
+            self._write_line()
+
+    def _write_line(self) -> None:
+        bar = self._bar
+        shown = f", {bar.postfix}" if bar.postfix else ""
+        print(
+            f"{bar.desc.rstrip(': ')}: {bar.n}/{bar.total}{bar.unit} in {bar.format_dict['elapsed']:.0f} s{shown}",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
+        if not self._live:
+            self._write_line()
 
 
 class MetricsLog:

@@ -1,12 +1,13 @@
 """A pool of replicas: Ray actors that stay alive, serve one spec after another and pull units of work.
 
 The result of every unit is yielded exactly once, whatever replicas die, or `map` raises. Whichever replica is free takes the next unit,
-so a slow replica delays nobody. The death of a process and an exception of its code are different things: a dead replica is replaced and its
-unit goes to another one, an exception ends the work and arrives at the caller as what it was.
+so a slow replica delays nobody. The death of a process and an exception of its code are different things: a dead replica is replaced and
+its unit goes to another one, an exception ends the work and arrives at the caller as what it was.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ Result = TypeVar("Result")
 SpecIn = TypeVar("SpecIn", contravariant=True)
 UnitIn = TypeVar("UnitIn", contravariant=True)
 ResultOut = TypeVar("ResultOut", covariant=True)
+
+log = logging.getLogger(__name__)
 
 # How long the driver sleeps at most before it looks whether a replica takes too long to become ready.
 POLL_S = 1.0
@@ -193,15 +196,15 @@ class ActorPool(Generic[Spec, Unit, Result]):
 
     def _replace(self, number: int, work: Dispatcher, death: _Died) -> ClusterError | None:
         """Put a new replica in the place of a dead one. Returns an error when that has been done often enough."""
-        loading = work.unit_of(number) is None
-        given_up = None if loading else work.lose(number)
+        unit = work.unit_of(number)
+        given_up = None if unit is None else work.lose(number)
         self._kill(number)
         if given_up is not None:
             return ClusterError(
                 f"work unit {given_up} has ended {self._max_attempts} replicas and was given up; the last one: {death}. "
                 "If memory ran out, lower batch_size; what was finished is kept"
             )
-        if loading:
+        if unit is None:
             self._deaths_while_loading += 1
             if self._deaths_while_loading >= self._max_attempts:
                 work.stop()
@@ -209,6 +212,7 @@ class ActorPool(Generic[Spec, Unit, Result]):
                     f"{self._deaths_while_loading} replicas in a row died while they started; the last one: {death}. "
                     "If memory ran out, use fewer replicas or a smaller model"
                 )
+        log.warning("a replica died%s and is replaced: %s", "" if unit is None else f" at work unit {unit}", death)
         self._load(number)
         return None
 

@@ -1,0 +1,34 @@
+"""`python -m torch.distributed.run --nproc-per-node N -m w2sr.training SPEC.json`: one training without Ray."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from w2sr.errors import UserError
+
+STOPPED = 143  # what a shell reports for SIGTERM
+
+
+def main(arguments: list[str]) -> int:
+    """Train the student of one spec file; return the exit code: 0 finished, 2 the user's mistake, 143 stopped by SIGTERM."""
+    from w2sr.training.dist import leave_group
+    from w2sr.training.loop import train
+    from w2sr.training.spec import TrainSpec
+
+    try:
+        if len(arguments) != 1:
+            raise UserError(f"give one argument, the path of a spec.json; given: {len(arguments)}")
+        path = Path(arguments[0])
+        if not path.is_file():
+            raise UserError(f"no spec file {path}; w2sr writes it as RUN_DIR/train/NAME/spec.json")
+        return 0 if train(TrainSpec.from_json(path.read_text(encoding="utf-8"), str(path))) else STOPPED
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        leave_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,86 @@
+"""This process's place among the ranks, read from the environment that torchrun and Ray Train set alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+TIMEOUT_S = 1800
+
+
+@dataclass(frozen=True)
+class Group:
+    """The process group; collectives must be called by every rank in the same order."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Return the element-wise sum of `values` over ranks, in fp64."""
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def from_rank_zero(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def all(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in order."""
+        import torch.distributed as dist
+
+        box: list[Any] = [None] * self.world_size
+        dist.all_gather_object(box, value)
+        return box
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+def join_group(use_gpu: bool) -> Group:
+    """Return this process's group; initialise it unless the launcher has (Ray Train does, torchrun does not).
+
+    Without a launcher the process is a group of its own.
+    """
+    import torch
+    import torch.distributed as dist
+
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend, timeout = ("nccl" if use_gpu else "gloo"), timedelta(seconds=TIMEOUT_S)
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+            dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
+            os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})  # DeepSpeed reads them
+    return Group(dist.get_rank(), dist.get_world_size(), device)
+
+
+def leave_group() -> None:
+    """Destroy the process group, so that the process ends without waiting for the others."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,185 @@
+"""The one door to DeepSpeed: configuration, sharded loading, one optimizer step, saving and gathering.
+
+Gradient algebra: DeepSpeed averages gradients over ranks and, with its own accumulation counter, over micro-batches. Its counter is held
+at 1 and the boundary is set by hand, so a step is the plain sum over micro-batches of the mean over ranks; the loss carries the rest
+(see loss.py). tests/distributed proves that for stages 0 to 3 against plain AdamW in one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from w2sr.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+BUCKET_ELEMENTS = 50_000_000  # DeepSpeed's default of 5e8 reserves 2 GB of fp32 a rank
+PERSISTENT_ELEMENTS = 10_000  # ZeRO-3 keeps norms and biases whole
+
+
+def deepspeed_config(train: TrainConfig, on_gpu: bool) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a training."""
+    zero: dict[str, Any] = {"stage": train.zero_stage, "reduce_bucket_size": BUCKET_ELEMENTS, "allgather_bucket_size": BUCKET_ELEMENTS}
+    zero["overlap_comm"] = on_gpu
+    if train.zero_stage == 3:
+        zero["stage3_prefetch_bucket_size"] = BUCKET_ELEMENTS
+        zero["stage3_param_persistence_threshold"] = PERSISTENT_ELEMENTS
+    optimizer = {
+        "lr": train.learning_rate,
+        "betas": [train.adam_beta1, train.adam_beta2],
+        "eps": 1e-8,
+        "weight_decay": train.weight_decay,
+        "torch_adam": True,  # DeepSpeed's own Adam wants a compiler on the training machine
+    }
+    if on_gpu:
+        optimizer["fused"] = True
+    return {
+        "train_batch_size": train.micro_batch_size * train.num_ranks,
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": 1,  # the boundary is ours
+        "gradient_clipping": train.max_grad_norm,
+        "steps_per_print": 1 << 30,
+        "optimizer": {"type": "AdamW", "params": optimizer},
+        "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if train.zero_stage else {}),
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+class Engine:
+    """A model under DeepSpeed on this rank. Needs an initialised process group; `close()` frees what DeepSpeed keeps globally."""
+
+    def __init__(self, train: TrainConfig, model_folder: str, device: torch.device) -> None:
+        deepspeed = _import_deepspeed(on_gpu=device.type == "cuda")
+        self.train = train
+        self.device = device
+        config = deepspeed_config(train, on_gpu=device.type == "cuda")
+        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        model = _load_model(train, model_folder, config)
+        if train.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        self._engine = deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=config)[0]
+
+    @property
+    def module(self) -> Any:
+        """The transformers model; under ZeRO-3 its parameters are partitioned."""
+        return self._engine.module
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+        """Return logits [sequences, tokens, vocabulary] in the training precision. All ranks call it together (ZeRO-3 gathers)."""
+        logits: torch.Tensor = self._engine(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+        return logits
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Add the gradients of `loss`; `last` marks the last micro-batch of the optimizer step."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss)
+
+    def step(self, learning_rate: float) -> float:
+        """Update the weights and return the gradient norm before clipping; when it is not finite the weights stay as they are."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self._norm_without_zero() if self.train.zero_stage == 0 else None
+        if norm is not None and not norm < float("inf"):
+            return norm
+        self._engine.step()
+        if getattr(self._engine.optimizer, "overflow", False):
+            return float("nan")
+        return float(self._engine.get_global_grad_norm()) if norm is None else norm
+
+    def _norm_without_zero(self) -> float:
+        import torch
+
+        grads = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Switch dropout off, and gradients, for a forward pass."""
+        import torch
+
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.module.train()
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write weights and optimizer state under folder/tag; collective."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Load what `save` wrote, on the same number of ranks; collective."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        assert path is not None, f"DeepSpeed found no checkpoint {tag} in {folder}"
+
+    def gathered_state(self, on_this_rank: bool) -> dict[str, torch.Tensor]:
+        """Return the full weights on the CPU where `on_this_rank`, one parameter gathered at a time; collective under ZeRO-3.
+
+        Tied parameters appear once, as in `named_parameters`; the model's own save and load tie them again.
+        """
+        state: dict[str, torch.Tensor] = {}
+        for name, tensor in [*self.module.named_parameters(), *_saved_buffers(self.module)]:
+            with self._whole([tensor]):
+                if on_this_rank:
+                    state[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        return state
+
+    @contextmanager
+    def _whole(self, tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+        partitioned = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
+        if not partitioned:
+            yield
+            return
+        deepspeed = _import_deepspeed(on_gpu=self.device.type == "cuda")
+        with deepspeed.zero.GatheredParameters(partitioned):
+            yield
+
+    def close(self) -> None:
+        """Release hooks and buffers, so that another model can be trained in this process."""
+        self._engine.destroy()
+
+
+def _saved_buffers(module: Any) -> list[tuple[str, torch.Tensor]]:
+    names = set(module.state_dict().keys())
+    return [(name, buffer) for name, buffer in module.named_buffers() if name in names]
+
+
+def _load_model(train: TrainConfig, folder: str, config: dict[str, Any]) -> Any:
+    """Load the model; under ZeRO-3 each rank keeps only its shard, parameter by parameter (transformers' zero.Init)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import deepspeed as integration
+
+    # transformers looks at a global (weak) reference to this object while it loads; it must not outlive the loading, or every later
+    # from_pretrained in this process would shard too.
+    sharded = integration.HfDeepSpeedConfig(config) if train.zero_stage == 3 else None
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if train.precision == "bf16" else torch.float32)
+    finally:
+        integration.unset_hf_deepspeed_config()
+        del sharded
+
+
+def _import_deepspeed(on_gpu: bool) -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    # DeepSpeed calls collectives by names that torch deprecated, once each and on every rank.
+    warnings.filterwarnings("ignore", message=".*torch.distributed.* is deprecated", category=FutureWarning)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    if not on_gpu:
+        # On CPU DeepSpeed compiles an all-reduce for inference with g++ (20 s, two ranks at once); training never calls it.
+        deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed

@@ -1,0 +1,77 @@
+"""What one training needs to know, as plain data that travels to the ranks (JSON for torchrun, pickled for Ray Train)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from w2sr.artifacts import digest_of, file_digest
+from w2sr.errors import UserError
+from w2sr.schema import nearest
+from w2sr.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """One student. `output` gets checkpoints/, metrics.jsonl, TensorBoard events, model/ and result.json; `rows` is data.save_rows' file.
+
+    `model` is a folder with the weights to start from, `model_digest` its digest; `selection_rows` (optional) are never trained on.
+    """
+
+    name: str
+    seed: int
+    train: TrainConfig
+    model: str
+    model_digest: str
+    rows: str
+    output: str
+    selection_rows: str | None = None
+
+    def to_json(self) -> str:
+        """Return the spec as JSON text."""
+        return json.dumps({**dataclasses.asdict(self), "train": self.train.model_dump(mode="json")}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> TrainSpec:
+        """Read what `to_json` wrote; `where` names the file in the UserError about what is wrong in it."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where} is not valid JSON ({error}); w2sr writes it as train/NAME/spec.json") from error
+        names = [field.name for field in dataclasses.fields(cls)]
+        wrong = sorted((set(values) ^ set(names)) - {"selection_rows"})
+        if wrong:
+            raise UserError(f"{where}: key {wrong[0]!r} is unknown or missing: {nearest(wrong[0], names)}needed: {', '.join(names)}")
+        return cls(**{**values, "train": TrainConfig.model_validate(values["train"])})
+
+    def identity(self) -> str:
+        """Return a digest of everything that decides the weights: a checkpoint is continued only under the same one."""
+        data = {"train": self.train.identity(), "seed": self.seed, "model": self.model_digest, "rows": file_digest(Path(self.rows))}
+        return digest_of(data)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training did: optimizer steps, tokens seen (`supervised_tokens` of them in the loss), seconds over all attempts."""
+
+    steps: int
+    tokens: int
+    supervised_tokens: int
+    seconds: float
+
+    @classmethod
+    def load(cls, output: Path) -> TrainResult | None:
+        """Return the result in a student's folder, or None while the training is not finished."""
+        path = output / RESULT
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def to_json(self) -> str:
+        """Return the result as JSON text."""
+        values: dict[str, Any] = dataclasses.asdict(self)
+        return json.dumps(values, indent=1) + "\n"
+
+
+RESULT = "result.json"

@@ -1,0 +1,130 @@
+"""The whole pipeline on the real engines: artifacts, skipping, refusals, and kills at every stage."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import Command, small_run, wait_for
+from w2sr.records import Example, Prompt, Trace, Verification
+from w2sr.status import run_status
+from w2sr.tables import read_table
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The digest of every finished stage except the report, which tells times."""
+    found = {str(path.parent.relative_to(folder)): json.loads(path.read_text())["digest"] for path in folder.rglob("manifest.json")}
+    found.pop("report", None)
+    return found
+
+
+def test_a_run_leaves_every_artifact(calm_run: Path) -> None:
+    assert all(stage.state == "done" for stage in run_status(calm_run))
+    for name in ("config.yaml", "report.md", "report.html", "report.json", "curate/funnel.json", "curate/rejects.parquet"):
+        assert (calm_run / name).stat().st_size > 0, name
+    for student in ("all-seed0", "gold-seed0"):
+        assert (calm_run / "train" / student / "model" / "model.safetensors").exists()
+        assert list((calm_run / "train" / student).glob("events.out.tfevents*"))
+    assert list((calm_run / "generate" / "weak").glob("events.out.tfevents*"))
+    assert (calm_run / "logs" / "latest" / "w2sr.log").exists()
+
+
+def test_splits_are_disjoint_and_counts_conserve(calm_run: Path) -> None:
+    splits = [read_table(calm_run / "prompts" / f"{name}.parquet", Prompt) for name in ("train", "selection", "test")]
+    assert [len(split) for split in splits] == [32, 4, 12]
+    assert len({prompt.question for split in splits for prompt in split}) == 48
+    traces = read_table(calm_run / "generate" / "weak", Trace)
+    verdicts = read_table(calm_run / "verify" / "weak", Verification)
+    assert len(traces) == 32 * 2
+    assert [trace.trace_id for trace in traces] == [verdict.trace_id for verdict in verdicts]
+    arms = [read_table(calm_run / "curate" / f"{arm}.parquet", Example) for arm in ("all", "gold")]
+    assert len(arms[0]) == len(arms[1])
+
+
+def test_no_secret_is_in_the_run_folder(calm_run: Path) -> None:
+    for path in calm_run.rglob("*"):
+        if path.is_file():
+            assert b"RAY_AUTH_TOKEN" not in path.read_bytes(), path
+
+
+def test_running_again_skips_everything(calm_run: Path) -> None:
+    before = digests(calm_run)
+    began = time.monotonic()
+    code, output = small_run(calm_run).run()
+    assert code == 0, output
+    assert digests(calm_run) == before
+    assert time.monotonic() - began < 60, "nothing was left to do"
+
+
+def test_a_changed_config_is_refused_and_the_old_one_kept(calm_run: Path) -> None:
+    resolved = (calm_run / "config.yaml").read_text()
+    code, output = small_run(calm_run, "train.learning_rate=0.5").run()
+    assert code == 2
+    assert "learning_rate: 0.001 -> 0.5" in output
+    assert "Traceback" not in output
+    assert (calm_run / "config.yaml").read_text() == resolved
+
+
+def test_killed_at_any_stage_and_run_again_gives_the_same_artifacts(calm_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    moments = [
+        ("generate/weak/part-*.parquet", signal.SIGKILL, -9),
+        ("train/all-seed0/checkpoints/*/complete.json", signal.SIGKILL, -9),
+        ("train/gold-seed0/stage.json", signal.SIGTERM, 143),
+        ("evaluate/test/base-cot/part-*.parquet", signal.SIGINT, 130),
+    ]
+    for pattern, kind, expected in moments:
+        command = small_run(folder)
+        process = command.start()
+        wait_for(lambda pattern=pattern: any(folder.glob(pattern)), process)  # type: ignore[misc]
+        process.send_signal(kind)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == expected, output
+        if kind != signal.SIGKILL:
+            assert "run the same command again to go on" in output
+            assert "Traceback" not in output
+        command.wait_until_gone()
+    code, output = small_run(folder).run()
+    assert code == 0, output
+    assert digests(folder) == digests(calm_run)
+
+
+def test_a_second_command_on_the_same_run_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = small_run(folder, command="generate")
+    code, output = small_run(folder, command="prompts").run()
+    assert code == 0, output
+    process = first.start()
+    wait_for(lambda: (folder / "generate" / "weak" / "stage.json").exists(), process)
+    code, output = small_run(folder, command="generate").run()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    first.wait_until_gone()
+    assert code == 2
+    assert f"another w2sr command (process {process.pid}) is working in {folder}" in output
+
+
+def test_prompts_from_a_file_take_the_same_way(tmp_path: Path, calm_run: Path) -> None:
+    prompts = read_table(calm_run / "prompts" / "train.parquet", Prompt)
+    rows = [{"problem": p.question, "solution": p.reference_trace, "uid": str(i)} for i, p in enumerate(prompts)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = "{question: problem, answer: solution, reference_trace: solution, id: uid}"
+    source = f"{{kind: file, path: {tmp_path / 'sums.jsonl'}, fields: {fields}}}"
+    few = [f"prompts.source={source}", "prompts.num_train=20", "prompts.num_test=8", "verify.grader=math"]
+    for command in ("prompts", "generate", "verify", "curate"):
+        code, output = small_run(tmp_path / "run", *few, command=command).run()
+        assert code == 0, output
+    gold = read_table(tmp_path / "run" / "curate" / "gold.parquet", Example)
+    assert all(example.text.startswith("So ") for example in gold)
+
+
+@pytest.mark.parametrize("stage", ["generate", "verify", "curate", "train", "evaluate", "report"])
+def test_a_stage_without_the_one_before_names_it(tmp_path: Path, stage: str) -> None:
+    code, output = Command([stage, "configs/quickstart.yaml", f"run_dir={tmp_path / 'run'}"]).run()
+    assert code == 2, output
+    assert "is not finished" in output or "not trained" in output
+    assert "Traceback" not in output

@@ -17,7 +17,8 @@ class CurateConfig(StrictModel):
     arms: list[ArmName] = Field(
         default=["all", "correct", "incorrect", "gold"],
         min_length=1,
-        description="all: every complete trace (W2SR); correct: right final answer (W2SR-P); incorrect: wrong (W2SR-N); gold: reference traces.",
+        description="all: every complete trace (W2SR); correct: right final answer (W2SR-P); incorrect: wrong (W2SR-N); "
+        "gold: reference traces.",
     )
     match: Literal["none", "rows"] = Field(
         "rows", description="rows: every arm is cut, by seed, to the size of the smallest, so that arms differ only in what they hold."

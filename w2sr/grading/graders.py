@@ -56,7 +56,7 @@ class Question(NamedTuple):
 
 
 def judge_exact(answer: str, reference: str) -> Judgement:
-    """The same text, white space aside, or exactly the same number."""
+    """The same text, white space and math dollars aside, or exactly the same number."""
     return _judge_plain(answer, reference) or MISMATCH
 
 
@@ -65,9 +65,7 @@ def judge_cheaply(question: Question) -> Judgement | None:
     if question.grader == "exact":
         return judge_exact(question.answer, question.reference)
     if question.grader == "math":
-        if len(question.answer) > MAX_CHARS:
-            return UNPARSABLE
-        return _judge_plain(question.answer, question.reference)
+        return _judge_plain(question.answer, question.reference) or _refuse_to_parse(question.answer, question.reference)
     return judge_by_scorer(question.answer, question.reference) if _HARMLESS.fullmatch(question.answer) else None
 
 
@@ -111,13 +109,23 @@ def has_scorer(metadata: str) -> bool:
 
 
 def _judge_plain(answer: str, reference: str) -> Judgement | None:
-    if answer.split() == reference.split():
+    if answer.strip().strip("$").split() == reference.strip().strip("$").split():
         return MATCH
     found = parse_number(answer)
     expected = parse_number(reference) if found is not None else None
     if found is None or expected is None:
         return None
     return MATCH if found == expected else MISMATCH
+
+
+def _refuse_to_parse(answer: str, reference: str) -> Judgement | None:
+    for text, judgement in ((answer, UNPARSABLE), (reference, UNPARSABLE_REFERENCE)):
+        # "120 200" is no single answer, but math-verify would read a mixed number, 320. ("1 1/2" is one, and "3, 5" a list.)
+        pieces = text.split() if len(text) <= MAX_CHARS else []
+        several = len(pieces) > 1 and all(not {"/", "\\"} & set(piece) and parse_number(piece) is not None for piece in pieces)
+        if several or len(text) > MAX_CHARS:
+            return judgement
+    return None
 
 
 _scorer = lru_cache(maxsize=1024)(scorer_of)

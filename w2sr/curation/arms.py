@@ -128,12 +128,14 @@ def _refuse_empty(arm: Arm) -> None:
     if arm.name == "gold":
         raise UserError(
             f"curate.arms asks for gold, but none of the {arm.num_candidates} training prompts has a reference chain of thought; "
-            f"name its column with prompts.source.fields.reference_trace (reasoning-gym: use the task chain_sum), or drop gold from curate.arms"
+            f"name its column with prompts.source.fields.reference_trace (reasoning-gym: use the task chain_sum), "
+            f"or drop gold from curate.arms"
         )
     reasons = ", ".join(f"{number} {reason}" for reason, number in Counter(reject.reason for reject in arm.rejects).most_common())
     raise UserError(
         f"curate.arms asks for {arm.name!r}, but none of the {arm.num_candidates} traces is left for it "
-        f"({reasons or 'there are no traces'}); drop it from curate.arms, relax the filters under curate, or look at the teacher's traces and verify.grader"
+        f"({reasons or 'there are no traces'}); drop it from curate.arms, relax the filters under curate, "
+        f"or look at the teacher's traces and verify.grader"
     )
 
 

@@ -19,6 +19,7 @@ def run(run: Run) -> None:
     """Write verify/<teacher>/part-*.parquet for every teacher.
 
     Counts: traces = correct + incorrect + unverifiable, and the same traces once more by reason ("reason_match", "reason_no_answer", ...).
+    Requests on which the engine failed are no traces: they are `failed` here as in the generate stage (their rows say "error").
     """
     with Grader(run.config.verify) as grader:
         for teacher in run.config.teachers:
@@ -61,10 +62,14 @@ def _num_rows(path: Path) -> int:
 def _counts(parts: list[Path]) -> dict[str, int]:
     verdicts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    num_failed = 0
     for part in parts:
         for row in iter_table(part, Verification):
+            if row.reason == "error":
+                num_failed += 1
+                continue
             verdicts[row.verdict] += 1
             reasons[f"reason_{row.reason}"] += 1
     counts = {"traces": verdicts.total(), **{verdict: verdicts[verdict] for verdict in ("correct", "incorrect", "unverifiable")}}
     assert counts["traces"] == reasons.total()
-    return {**counts, **dict(sorted(reasons.items()))}
+    return {**counts, "failed": num_failed, **dict(sorted(reasons.items()))}

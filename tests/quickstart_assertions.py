@@ -27,7 +27,8 @@ def check(run: Path) -> None:
     rows = {row["key"]: row for row in report["comparison"]["rows"]}
     for key, row in rows.items():
         counted = [accuracy(run / "evaluate" / "test" / label) for label in row["labels"]]
-        assert abs(sum(counted) / len(counted) - row["figures"]["avg"]["value"]) < 1e-9, f"{key}: the report says another accuracy than the tables"
+        reported = row["figures"]["avg"]["value"]
+        assert abs(sum(counted) / len(counted) - reported) < 1e-9, f"{key}: the report says {reported}, the tables {counted}"
     teacher = rows["teacher-weak"]["figures"]["avg"]["value"]
     assert 0.3 <= teacher <= 0.7, f"the teacher solves {teacher:.2f}"
     for arm in ("all", "correct"):

@@ -36,7 +36,7 @@ class PoolConfig(StrictModel):
 class TeacherConfig(StrictModel):
     """One teacher."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="Short name; it appears in trace ids, folders and the report.")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Short name; it appears in trace ids, folders and the report.")
     model: str = Field(description="Folder of a Hugging Face model, a hub id, or a shipped lab model such as lab:teacher.")
     style: PromptStyle = Field(default_factory=lambda: PromptStyle(), description="How the question is put to the teacher.")
     sampling: SamplingConfig = Field(description="How tokens are drawn.")

@@ -130,7 +130,7 @@ def test_a_ratio_is_refused_when_the_interval_of_its_gap_covers_zero() -> None:
     found = gap_ratio(Bootstrap(columns, 500, 0.95, seed=0), "w2s", "base", "gold")
     assert found.ratio is None
     assert found.refusal is not None
-    assert "from base to gold covers 0" in found.refusal
+    assert "gap's interval covers 0" in found.refusal
 
 
 def test_a_ratio_is_refused_when_the_ceiling_is_below_the_floor() -> None:

@@ -29,7 +29,7 @@ def gap_ratio(bootstrap: Bootstrap, model: str, floor: str, ceiling: str) -> Gap
     if gap.low <= 0:
         where = "covers 0" if gap.high >= 0 else "lies below 0"
         shown = f"{100 * gap.value:.1f} points [{100 * gap.low:.1f}, {100 * gap.high:.1f}]"
-        return GapRatio(None, gap, f"the interval of the gap from {floor} to {ceiling} {where}: {shown}; there is no gap to recover")
+        return GapRatio(None, gap, f"the gap's interval {where}: {shown}; a share of it would be noise")
     value = (bootstrap.value(model) - bootstrap.value(floor)) / gap.value
     base = bootstrap.draws(floor)
     draws = (bootstrap.draws(model) - base) / (bootstrap.draws(ceiling) - base)

@@ -6,7 +6,7 @@ difference and ratio its interval, and two models are compared on the same resam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,7 @@ class Outcomes:
 
 
 def outcomes_of(
-    prompt_ids: Sequence[str], traces: Sequence[Trace], verdicts: Mapping[str, Verification], samples_per_prompt: int
+    prompt_ids: Sequence[str], traces: Iterable[Trace], verdicts: Mapping[str, Verification], samples_per_prompt: int
 ) -> Outcomes:
     """Arrange traces and their verdicts (by trace id) as problems x samples, in the order of `prompt_ids`."""
     shape = (len(prompt_ids), samples_per_prompt)

@@ -1,0 +1,147 @@
+"""What happened on the way: traces kept and rejected, training curves, and what each stage cost. Reads manifests and tables."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from w2sr.artifacts import MANIFEST, Manifest
+from w2sr.records import Example, Reject
+from w2sr.run import Run
+from w2sr.tables import iter_table
+
+MAX_CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class TeacherFunnel:
+    """What a teacher was asked for and what came of it: counts from the manifests of generate and verify."""
+
+    teacher: str
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ArmFunnel:
+    """What an arm was made from: candidates = kept + rejected."""
+
+    arm: str
+    kept: int
+    rejected: dict[str, int]
+
+    @property
+    def candidates(self) -> int:
+        """Return how many rows were considered."""
+        return self.kept + sum(self.rejected.values())
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Training loss of one student by optimizer step."""
+
+    label: str
+    arm: str
+    seed: int
+    steps: list[int]
+    losses: list[float]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the units of a stage cost together. `seconds` is wall clock over all attempts; idle time between attempts is not in it."""
+
+    stage: str
+    units: int
+    seconds: float
+    attempts: int
+    usage: dict[str, float] = field(default_factory=dict)
+
+
+def teacher_funnels(run: Run) -> list[TeacherFunnel]:
+    """Return the counts of every teacher's traces: prompts, samples, traces, failed, correct, incorrect, unverifiable."""
+    return [
+        TeacherFunnel(
+            teacher.name,
+            Manifest.load(run.stage("generate", teacher.name)).counts | Manifest.load(run.stage("verify", teacher.name)).counts,
+        )
+        for teacher in run.config.teachers
+    ]
+
+
+def arm_funnels(run: Run) -> list[ArmFunnel]:
+    """Return, for every curated arm, how many rows it kept and why the others were rejected."""
+    folder = run.stage("curate")
+    Manifest.load(folder)
+    rejected: dict[str, Counter[str]] = defaultdict(Counter)
+    for reject in iter_table(folder / "rejects.parquet", Reject):
+        rejected[reject.arm][reject.reason] += 1
+    return [
+        ArmFunnel(arm, sum(1 for _ in iter_table(folder / f"{arm}.parquet", Example)), dict(rejected[arm].most_common()))
+        for arm in run.config.curate.arms
+        if (folder / f"{arm}.parquet").exists()
+    ]
+
+
+def curves(run: Run) -> list[Curve]:
+    """Return the training loss of every student, thinned to at most MAX_CURVE_POINTS points."""
+    found = []
+    for label, arm, seed in run.student_names():
+        losses = _losses(run.stage("train", label) / "metrics.jsonl")
+        steps = sorted(losses)
+        thinned = steps[:: max(1, -(-len(steps) // MAX_CURVE_POINTS))]
+        found.append(Curve(label, arm, seed, thinned, [losses[step] for step in thinned]))
+    return [curve for curve in found if curve.steps]
+
+
+def _losses(path: Path) -> dict[int, float]:
+    """Read the loss by step. A training that went on from a checkpoint repeats steps: the last value counts."""
+    losses: dict[int, float] = {}
+    if not path.exists():
+        return losses
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = _row(line)
+        if "loss" in row:
+            losses[int(row["step"])] = float(row["loss"])
+    return losses
+
+
+def _row(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return {}  # a line torn by a kill; the step was logged again after the restart
+    return row if isinstance(row, dict) else {}
+
+
+def stage_folders(run: Run) -> list[str]:
+    """Return the finished stages before the report that this configuration names, in pipeline order, as "train/all-seed0"."""
+    config = run.config
+    teachers = [teacher.name for teacher in config.teachers]
+    splits = [path.name for path in sorted(run.stage("evaluate").glob("*")) if path.is_dir()]
+    names = [
+        "prompts",
+        *(f"generate/{name}" for name in teachers),
+        *(f"verify/{name}" for name in teachers),
+        "curate",
+        *(f"train/{name}" for name, _, _ in run.student_names()),
+        *(f"evaluate/{split}/{path.name}" for split in splits for path in sorted(run.stage("evaluate", split).glob("*"))),
+    ]
+    return [name for name in names if (run.folder / name / MANIFEST).exists()]
+
+
+def costs(run: Run) -> list[Cost]:
+    """Return what each stage cost, its units (teachers, students, labels) added up."""
+    groups: dict[str, list[Manifest]] = defaultdict(list)
+    for name in stage_folders(run):
+        groups[name.split("/")[0]].append(Manifest.load(run.folder / name))
+    found = []
+    for stage, manifests in groups.items():
+        usage: Counter[str] = Counter()
+        for manifest in manifests:
+            usage.update(manifest.usage)
+        seconds = sum(manifest.seconds for manifest in manifests)
+        found.append(Cost(stage, len(manifests), round(seconds, 1), sum(m.num_attempts for m in manifests), dict(usage)))
+    return found

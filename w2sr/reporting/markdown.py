@@ -1,0 +1,85 @@
+"""report.md: the same tables for a terminal, an editor or a repository page."""
+
+from __future__ import annotations
+
+import re
+
+from w2sr.reporting import view
+from w2sr.reporting.report import Report
+from w2sr.reporting.samples import SampleProblem
+from w2sr.reporting.view import Cell, Table
+
+BAR_CELLS = 40
+
+
+def render_markdown(report: Report) -> str:
+    """Return the report as Markdown. Text from data is escaped or fenced."""
+    sections = [
+        f"# {_escape(report.title)}",
+        f"**{_escape(report.headline)}**",
+        "\n".join(f"- {_escape(finding)}" for finding in report.findings),
+        "```\n" + "\n".join(_bars(report)) + "\n```",
+        _table(view.results_table(report.comparison)),
+        "## Every training seed",
+        _table(view.seeds_table(report.comparison)),
+        "## From prompts to training rows",
+        _table(view.teachers_table(report.teachers)),
+        _table(view.arms_table(report.arms)),
+        "## Cost",
+        _table(view.costs_table(report.costs)),
+        "## What the rows mean",
+        "\n".join(f"- **{_escape(name)}**: {_escape(meaning)}" for name, meaning in report.meanings.items()),
+        "## Limits",
+        "\n".join(f"- {_escape(limit)}" for limit in report.limits),
+        *(["## Selection prompts (not results)", _table(view.other_split_table(report.other_split))] if report.other_split else []),
+        *(["## Sample answers", *(_sample(sample) for sample in report.samples)] if report.samples else []),
+        "## Provenance",
+        f"Made again by `{report.command}`. " + ", ".join(f"{name} {version}" for name, version in report.versions.items()) + ".",
+        _table(view.models_table(report.models)),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _bars(report: Report) -> list[str]:
+    width = max(len(row.name) for row in report.comparison.rows)
+    lines = []
+    for row in report.comparison.rows:
+        avg = row.figures["avg"]
+        filled = round(BAR_CELLS * avg.value)
+        lines.append(f"{row.name:<{width}}  {'█' * filled}{'·' * (BAR_CELLS - filled)}  {100 * avg.value:.1f} %")
+    return lines
+
+
+def _table(table: Table) -> str:
+    lines = [
+        "| " + " | ".join(_escape(heading) for heading in table.headings) + " |",
+        "|" + "|".join(["---"] + ["---:"] * (len(table.headings) - 1)) + "|",
+        *("| " + " | ".join([_escape(_name(row[0])), *(_escape(cell.plain()) for cell in row[1:])]) + " |" for row in table.rows),
+    ]
+    return "\n".join(lines) + "".join(f"\n\n{_escape(note)}" for note in table.notes)
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.text} ({cell.small})" if cell.small else cell.text
+
+
+def _sample(sample: SampleProblem) -> str:
+    question = f"**{_escape(sample.case.capitalize())}** ({_escape(sample.prompt_id)})\n\n{_fence(sample.question)}"
+    reference = f"\n\nReference answer: {_escape(sample.reference)}" if sample.reference is not None else ""
+    answers = "".join(
+        f"\n\n{_escape(answer.name)}, {answer.verdict} ({_escape(answer.reason)}):\n\n{_fence(answer.text)}" for answer in sample.answers
+    )
+    return question + reference + answers
+
+
+def _fence(text: str) -> str:
+    """Fence with more backticks than the text holds in a row."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _escape(text: str) -> str:
+    """Escape what Markdown or HTML would read as markup."""
+    flat = " ".join(text.split())
+    return re.sub(r"([\\`*|\[\]<>&#])", lambda found: {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(found[1], f"\\{found[1]}"), flat)

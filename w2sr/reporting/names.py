@@ -1,0 +1,43 @@
+"""What the rows of the report are called, and what they mean."""
+
+from __future__ import annotations
+
+from w2sr.evaluation.contestants import Contestant
+
+ARM_NAMES = {
+    "all": ("W2SR", "all traces"),
+    "correct": ("W2SR-P", "correct traces"),
+    "incorrect": ("W2SR-N", "incorrect traces"),
+    "gold": ("Gold SFT", "reference traces"),
+}
+
+MEANINGS = {
+    "base": "The student before any training, asked in the style that it is trained and evaluated under.",
+    "base-cot": "The same untuned student under a prompt that asks it to reason. It decides what a gain means: a student that does not "
+    "beat this row learned little that a prompt does not also bring out.",
+    "teacher": "The weak model that wrote the traces, answering the held-out problems itself.",
+    "all": "Student trained on the teachers' complete traces, right or wrong.",
+    "correct": "Student trained on traces whose final answer is right.",
+    "incorrect": "Student trained on traces whose final answer is wrong.",
+    "gold": "Student trained on reference chains of thought.",
+}
+
+
+def short_name(kind: str, arm: str | None, label: str) -> str:
+    """Return the name of a row in sentences and beside the plot."""
+    if kind == "student":
+        return ARM_NAMES.get(arm or "", (arm or label, ""))[0]
+    return {"base": "Base", "base-cot": "Base, CoT prompt"}.get(kind, f"Teacher {label.removeprefix('teacher-')}")
+
+
+def detail_name(kind: str, arm: str | None, is_ceiling: bool) -> str:
+    """Return what the row's model is, in two or three words."""
+    if kind == "student":
+        what = ARM_NAMES.get(arm or "", ("", "trained student"))[1]
+        return f"{what}; ceiling" if is_ceiling else what
+    return {"base": "student, untuned", "base-cot": "student, untuned"}.get(kind, "writes the traces")
+
+
+def meaning_key(contestant: Contestant) -> str:
+    """Return the key of MEANINGS for a contestant."""
+    return contestant.arm or contestant.kind

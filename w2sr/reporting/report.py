@@ -1,0 +1,88 @@
+"""Everything a report says, as data: what report.json holds and what the HTML and Markdown show."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from w2sr.config import dump_config
+from w2sr.reporting import ledger, provenance, sentences
+from w2sr.reporting.compare import Comparison, compare
+from w2sr.reporting.ledger import ArmFunnel, Cost, Curve, TeacherFunnel
+from w2sr.reporting.names import MEANINGS
+from w2sr.reporting.samples import SampleProblem, sample_problems
+from w2sr.run import Run
+
+LIMITS = [
+    "An interval covers another draw of problems and of samples. It does not cover another training seed (each seed is shown by itself), "
+    "other prompts, samplers or benchmarks.",
+    "The ceiling is what this run calls so (a student trained on reference chains of thought), not the best that the model could reach; "
+    "with another ceiling the gap ratios change.",
+    "Many pairs of models are compared at once, without correction: of twenty comparisons of equal models about one would look real.",
+    "Where there are several teachers, students are compared with the one that scores best here.",
+    "Small models on a made-up task show that the machinery works and which way the effect goes; they do not predict its size for large "
+    "models.",
+]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished run in numbers and sentences. Only `costs` and `versions` depend on when and where it ran."""
+
+    title: str
+    headline: str
+    findings: list[str]
+    comparison: Comparison
+    meanings: dict[str, str]
+    teachers: list[TeacherFunnel]
+    arms: list[ArmFunnel]
+    curves: list[Curve]
+    samples: list[SampleProblem]
+    other_split: dict[str, Any] | None
+    limits: list[str]
+    models: list[dict[str, str]]
+    costs: list[Cost]
+    versions: dict[str, str]
+    command: str
+    config: str
+
+    def results(self) -> dict[str, Any]:
+        """Return what two runs that computed the same thing have in common, as plain data."""
+        apart = ("costs", "versions", "command", "config")
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in apart}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain data; what depends on time and place is under "timing" and "provenance"."""
+        return {
+            **self.results(),
+            "timing": [dataclasses.asdict(cost) for cost in self.costs],
+            "provenance": {"versions": self.versions, "command": self.command, "config": self.config},
+        }
+
+
+def collect(run: Run) -> Report:
+    """Read a finished run. Raises UserError naming the first stage that is missing."""
+    comparison = compare(run)
+    leader = sentences.leading_student(comparison)
+    return Report(
+        title=run.config.title,
+        headline=sentences.headline(comparison),
+        findings=sentences.findings(comparison),
+        comparison=comparison,
+        meanings={
+            row.name: MEANINGS.get(row.arm or row.kind, row.detail) + (" The ceiling here." if row.is_ceiling else "")
+            for row in comparison.rows
+        },
+        teachers=ledger.teacher_funnels(run),
+        arms=ledger.arm_funnels(run),
+        curves=ledger.curves(run),
+        samples=sample_problems(run, comparison, leader.key if leader else None),
+        other_split=provenance.other_split(run),
+        limits=LIMITS,
+        models=provenance.models(run),
+        costs=ledger.costs(run),
+        versions=provenance.versions(),
+        command=provenance.command(run),
+        config=dump_config(run.config),
+    )

@@ -1,0 +1,206 @@
+"""The report as tables of text. HTML and Markdown show the same cells, so they cannot disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from w2sr.evaluation.gap import GapRatio
+from w2sr.evaluation.intervals import Estimate
+from w2sr.reporting import numbers
+from w2sr.reporting.compare import Comparison, Row
+from w2sr.reporting.ledger import ArmFunnel, Cost, TeacherFunnel
+from w2sr.reporting.names import ARM_NAMES
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value, its interval or remark in smaller print, and a sign for "differs by more than the interval"."""
+
+    text: str
+    small: str = ""
+    mark: str = ""
+
+    def plain(self) -> str:
+        """Return the cell on one line."""
+        return " ".join(part for part in (self.text, self.small, self.mark) if part)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows of cells; the first cell of a row names it."""
+
+    headings: list[str]
+    rows: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)
+
+
+def results_table(comparison: Comparison) -> Table:
+    """Return the table of the first screen."""
+    teacher = comparison.row(comparison.teacher)
+    assert teacher is not None
+    top_k = max(comparison.pass_k)
+    has_cot = comparison.row("base-cot") is not None
+    headings = [
+        "Model",
+        f"avg@{comparison.samples_per_prompt}",
+        f"pass@{top_k}",
+        "No answer",
+        "Truncated",
+        "Tokens / answer",
+        f"vs {teacher.name}",
+        "vs Base",
+        *(["vs Base, CoT prompt"] if has_cot else []),
+        "rgr_vs_student_base",
+        "pgr_vs_teacher",
+    ]
+    roles = ["teacher", "base", *(["base-cot"] if has_cot else [])]
+    rows = [
+        [
+            Cell(row.name, row.detail),
+            Cell(numbers.percent(row.figures["avg"]), numbers.interval(row.figures["avg"])),
+            Cell(numbers.percent(row.figures[f"pass@{top_k}"]), numbers.interval(row.figures[f"pass@{top_k}"])),
+            Cell(numbers.percent(row.figures["no_answer"])),
+            Cell(numbers.percent(row.figures["truncated"])),
+            Cell(f"{row.figures['tokens'].value:.1f}"),
+            *(_difference(row.versus.get(role)) for role in roles),
+            _gap(row.rgr_vs_student_base),
+            _gap(row.pgr_vs_teacher),
+        ]
+        for row in comparison.rows
+    ]
+    return Table(headings, rows, [*_legend(comparison), *_refusals(comparison.rows)])
+
+
+def _difference(estimate: Estimate | None) -> Cell:
+    if estimate is None:
+        return Cell("–")
+    value, limits = numbers.points(estimate).split(" ", 1)
+    return Cell(value, limits, numbers.mark(estimate))
+
+
+def _gap(found: GapRatio | None) -> Cell:
+    if found is None:
+        return Cell("–")
+    if found.ratio is None:
+        return Cell("refused")
+    value, limits = numbers.ratio(found.ratio).split(" [", 1)
+    return Cell(value, f"[{limits}")
+
+
+def _legend(comparison: Comparison) -> list[str]:
+    level = f"{100 * comparison.confidence:g} %"
+    return [
+        f"In brackets: {level} intervals. Differences are points of avg@{comparison.samples_per_prompt} on the same problems: "
+        f"{numbers.ABOVE} above, {numbers.BELOW} below by more than the interval (it excludes 0), {numbers.UNCLEAR} cannot be told apart.",
+        "rgr_vs_student_base = (model − base) / (ceiling − base); pgr_vs_teacher = (model − teacher) / (ceiling − teacher).",
+    ]
+
+
+def _refusals(rows: list[Row]) -> list[str]:
+    found: dict[str, None] = {}
+    for row in rows:
+        for name, gap in (("rgr_vs_student_base", row.rgr_vs_student_base), ("pgr_vs_teacher", row.pgr_vs_teacher)):
+            if gap is not None and gap.refusal is not None:
+                found[f"{name} is refused: {gap.refusal}."] = None
+    return list(found)
+
+
+def seeds_table(comparison: Comparison) -> Table:
+    """Return every trained student by itself, and the range of each arm's seeds."""
+    rows = [
+        [
+            Cell(seed.name, f"seed {seed.seed}"),
+            Cell(numbers.percent(seed.avg), numbers.interval(seed.avg)),
+            _difference(seed.versus["teacher"]),
+            _difference(seed.versus["base"]),
+            *([_difference(seed.versus["base-cot"])] if "base-cot" in seed.versus else []),
+        ]
+        for seed in comparison.seeds
+    ]
+    has_cot = comparison.row("base-cot") is not None
+    headings = ["Student", f"avg@{comparison.samples_per_prompt}", "vs teacher", "vs Base", *(["vs Base, CoT prompt"] if has_cot else [])]
+    return Table(headings, rows, [text for row in comparison.rows if (text := _spread(comparison, row))])
+
+
+def _spread(comparison: Comparison, row: Row) -> str:
+    values = [seed.avg.value for seed in comparison.seeds if seed.label in row.labels]
+    if len(values) < 2:
+        return ""
+    return f"{row.name}: {100 * min(values):.1f} to {100 * max(values):.1f} % over {len(values)} seeds."
+
+
+def teachers_table(funnels: list[TeacherFunnel]) -> Table:
+    """Return what the teachers were asked for and what came of it."""
+    keys = ["prompts", "samples", "traces", "failed", "correct", "incorrect", "unverifiable"]
+    headings = ["Teacher", *(key.capitalize() for key in keys)]
+    rows = [[Cell(funnel.teacher), *(_count(funnel.counts.get(key)) for key in keys)] for funnel in funnels]
+    return Table(
+        headings, rows, ["samples = prompts × samples of a prompt = traces + failed; traces = correct + incorrect + unverifiable."]
+    )
+
+
+def arms_table(funnels: list[ArmFunnel]) -> Table:
+    """Return how many rows each arm kept, and the reasons of the others."""
+    reasons = list(dict.fromkeys(reason for funnel in funnels for reason in funnel.rejected))
+    headings = ["Arm", "Candidates", *(f"− {reason.replace('_', ' ')}" for reason in reasons), "Kept"]
+    rows = [
+        [
+            Cell(*ARM_NAMES.get(funnel.arm, (funnel.arm, ""))),
+            _count(funnel.candidates),
+            *(_count(funnel.rejected.get(reason, 0)) for reason in reasons),
+            _count(funnel.kept),
+        ]
+        for funnel in funnels
+    ]
+    return Table(headings, rows, ["Candidates = rejected, by reason, + kept. Every rejected row is in curate/rejects.parquet."])
+
+
+def costs_table(costs: list[Cost]) -> Table:
+    """Return what each stage cost."""
+    rows = [_cost(cost.stage, cost) for cost in costs]
+    usage: dict[str, float] = {}
+    for cost in costs:
+        for key, value in cost.usage.items():
+            usage[key] = usage.get(key, 0) + value
+    total = Cost("all", sum(c.units for c in costs), sum(c.seconds for c in costs), sum(c.attempts for c in costs), usage)
+    return Table(
+        ["Stage", "Units", "Attempts", "Wall clock", "Tokens", "Device-seconds"],
+        [*rows, _cost("all", total)],
+        [
+            "Units are teachers, students or models under evaluation; attempts count restarts; wall clock adds up the attempts. "
+            "Device-seconds: time in which a replica or a rank (a CPU process or a GPU) worked for the stage."
+        ],
+    )
+
+
+def _cost(name: str, cost: Cost) -> list[Cell]:
+    device = cost.usage.get("device_seconds")
+    return [
+        Cell(name),
+        _count(cost.units),
+        _count(cost.attempts),
+        Cell(numbers.seconds(cost.seconds)),
+        _count(cost.usage.get("tokens")),
+        Cell("–" if device is None else f"{device:,.0f}"),
+    ]
+
+
+def models_table(models: list[dict[str, str]]) -> Table:
+    """Return which model stands behind each label."""
+    rows = [
+        [Cell(model["label"]), Cell(model["digest"][:16]), Cell(model["template"]), Cell(model["engine"]), Cell(model["style"])]
+        for model in models
+    ]
+    return Table(["Label", "Model digest", "Template hash", "Engine", "Prompt style"], rows)
+
+
+def other_split_table(found: Mapping[str, Any]) -> Table:
+    """Return the plain scores on the selection prompts."""
+    rows = [[Cell(row["label"]), Cell(f"{100 * row['avg']:.1f} %"), _count(row["prompts"])] for row in found["rows"]]
+    return Table(["Label", "Solved", "Prompts"], rows, ["Selection prompts are for choosing settings; these scores are not results."])
+
+
+def _count(value: float | None) -> Cell:
+    return Cell("–" if value is None else f"{value:,.0f}")

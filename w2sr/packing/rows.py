@@ -107,6 +107,7 @@ class _Gate:
         self.style = style
         self.limits = limits
         self._prefix: tuple[str, Prefix] | None = None
+        self._end_ids: dict[str, tuple[int, ...]] = {}
         if len(tokenizer) > limits.vocab_size and max(tokenizer.get_vocab().values()) >= limits.vocab_size:
             raise UserError(
                 f"tokenizer {tokenizer.name_or_path} has token ids up to {max(tokenizer.get_vocab().values())}, but the model has only "
@@ -137,14 +138,19 @@ class _Gate:
                 )
         else:
             end = self._template_end(example, prefix)
-        ids = self.tokenizer.encode(end, add_special_tokens=False)
+        ids = self._ids_of_end(end)
         if len(ids) != 1 or ids[0] not in self.limits.stop_ids:
             raise UserError(
-                f"an answer ends with {end!r} (token ids {ids}), but generation of this model stops on {list(self.limits.stop_ids)}: the "
-                "student would never learn to stop. Add the id to eos_token_id in generation_config.json, or use a chat template that ends "
+                f"an answer ends with {end!r} (token ids {list(ids)}), but generation of this model stops on {list(self.limits.stop_ids)}: "
+                "the student would never learn to stop. Add the id to eos_token_id in generation_config.json, or use a chat template that ends "
                 "with a stop token"
             )
         return end, ids[0]
+
+    def _ids_of_end(self, text: str) -> tuple[int, ...]:
+        if text not in self._end_ids:
+            self._end_ids[text] = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return self._end_ids[text]
 
     def _template_end(self, example: Example, prefix: Prefix) -> str:
         messages = messages_of(self.style, example.question)
@@ -159,7 +165,7 @@ class _Gate:
             for text in (example.text, example.text.rstrip(), example.text.strip()):
                 if whole.startswith(prefix.text + text):
                     rest = whole[len(prefix.text) + len(text) :].strip()
-                    if rest and len(self.tokenizer.encode(rest, add_special_tokens=False)) == 1:
+                    if rest and len(self._ids_of_end(rest)) == 1:
                         return rest
         raise UserError(self._explain_template(example, prefix.text + example.text, whole))
 

@@ -8,6 +8,7 @@ What always holds:
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -64,6 +65,15 @@ def train(spec: TrainSpec) -> bool:
             return False
         trainer.finish()
     return True
+
+
+def train_each(specs: Sequence[str]) -> None:
+    """Train the students of `specs` (TrainSpec.to_json) one after another in this process, each as if it were alone; stop at SIGTERM."""
+    for text in specs:
+        finished = train(TrainSpec.from_json(text, "the spec of a student"))
+        gc.collect()  # DeepSpeed's hooks hold the old model in reference cycles
+        if not finished:
+            return
 
 
 class _Trainer:

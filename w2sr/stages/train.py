@@ -1,0 +1,193 @@
+"""Stage `train`: one student for each arm and seed, in `train/<arm>-seed<N>/`.
+
+All students that are still to do are trained one after another by one group of ranks: starting a group costs more than a small training.
+Each is committed (manifest) as soon as it is done, so a kill costs at most the work since the last checkpoint of one student.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.session import require
+from cluster.train_group import GroupSpec, run_group
+from w2sr.artifacts import StageDir, model_digest
+from w2sr.errors import UserError
+from w2sr.packing.rows import ModelLimits, Rows, build_rows, model_limits
+from w2sr.progress import Progress
+from w2sr.records import Example, Prompt
+from w2sr.run import Run
+from w2sr.tables import read_table, write_text
+from w2sr.teachers.models import model_folder
+from w2sr.training.data import num_steps, save_rows
+from w2sr.training.loop import METRICS, train_each
+from w2sr.training.spec import TrainResult, TrainSpec
+
+NUM_SELECTION_ROWS = 256
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Student:
+    """One student to train: its folder, its spec, and what its manifest will count."""
+
+    stage: StageDir
+    spec: TrainSpec
+    num_steps: int
+    rows: Rows
+
+    def commit(self, result: TrainResult) -> None:
+        """Write the manifest of a finished student, and remove its copy of the rows."""
+        folder = self.stage.folder
+        too_long = folder / "too_long.json"
+        write_text(too_long, json.dumps({"prompt_ids": self.rows.too_long}, indent=1) + "\n")
+        num_kept, num_long = len(self.rows.kept), len(self.rows.too_long)
+        self.stage.finish(
+            {
+                "rows": num_kept + num_long,
+                "kept": num_kept,
+                "too_long": num_long,
+                "steps": result.steps,
+                "supervised_tokens": result.supervised_tokens,
+            },
+            [too_long, *(path for path in (folder / "model").rglob("*") if path.is_file())],
+            {"tokens": result.tokens, "device_seconds": round(result.seconds * self.spec.train.num_ranks, 3)},
+        )
+        for path in {self.spec.rows, self.spec.selection_rows} - {None}:
+            Path(str(path)).unlink(missing_ok=True)
+
+
+def run(run: Run) -> None:
+    """Train every student of the run that is not done. Raises UserError before any training when a row or the arithmetic does not fit."""
+    train = run.config.train
+    folder = model_folder(run.config.student.model)
+    digest = model_digest(folder)
+    stages = [(arm, seed, _stage_dir(run, name, arm, seed, digest)) for name, arm, seed in run.student_names()]
+    students = _prepare(run, folder, digest, [(arm, seed, stage) for arm, seed, stage in stages if not stage.is_done()])
+    if not students:
+        return
+    what = f"train.num_ranks={train.num_ranks} with train.cpus_per_rank={train.cpus_per_rank:g}"
+    group = GroupSpec(train.num_ranks, train.cpus_per_rank, train.use_gpu, train.max_failures, run.stage("train", ".group"))
+    with run.ray(), _Board(students) as board:
+        require(what, train.num_ranks * train.cpus_per_rank, train.num_ranks * train.use_gpu, run.config.cluster.spec())
+        run_group(train_each, [student.spec.to_json() for student in students], group, board.poll)
+        assert board.is_done, "the ranks ended without an error and without finishing every student"
+
+
+def _stage_dir(run: Run, name: str, arm: str, seed: int, digest: str) -> StageDir:
+    config = {"train": run.config.train.identity(), "style": run.config.student.style.identity(), "arm": arm, "seed": seed}
+    return StageDir(run.stage("train", name), "train", config, {"curate": run.digest("curate"), "model": digest})
+
+
+def _prepare(run: Run, folder: Path, digest: str, todo: list[tuple[str, int, StageDir]]) -> list[_Student]:
+    """Tokenise and check all rows here, before any rank exists: ranks that wait for rank 0 to tokenise run into timeouts."""
+    if not todo:
+        return []
+    from transformers import AutoTokenizer
+
+    tokenizer, limits = AutoTokenizer.from_pretrained(folder), model_limits(folder)
+    train = run.config.train
+    students: list[_Student] = []
+    of_arm: dict[str, Rows] = {}
+    selection = _selection_rows(run, tokenizer, limits)
+    with Progress("train: check rows", len(todo), "students") as progress:
+        for arm, seed, stage in todo:
+            if arm not in of_arm:
+                examples = read_table(run.stage("curate") / f"{arm}.parquet", Example)
+                of_arm[arm] = build_rows(tokenizer, run.config.student.style, examples, train.max_length, limits)
+            rows = of_arm[arm]
+            steps = num_steps(len(rows.kept), train.global_batch_size, train.epochs, train.max_steps)
+            paths = stage.folder / "rows.safetensors", stage.folder / "selection.safetensors"
+            save_rows(paths[0], rows.kept)
+            if selection is not None:
+                save_rows(paths[1], selection.kept)
+            watched = str(paths[1].resolve()) if selection is not None else None
+            output = str(stage.folder.resolve())
+            spec = TrainSpec(stage.folder.name, seed, train, str(folder), digest, str(paths[0].resolve()), output, watched)
+            write_text(stage.folder / "spec.json", spec.to_json())
+            students.append(_Student(stage, spec, steps, rows))
+            progress.advance(1)
+    return students
+
+
+def _selection_rows(run: Run, tokenizer: object, limits: ModelLimits) -> Rows | None:
+    """Return rows of the selection prompts' reference traces, to watch their loss; None when there are none that this student can read."""
+    path = run.stage("prompts") / "selection.parquet"
+    prompts = read_table(path, Prompt)[:NUM_SELECTION_ROWS] if path.is_file() else []
+    examples = [_reference(prompt) for prompt in prompts if prompt.reference_trace]
+    if not examples:
+        return None
+    try:
+        return build_rows(tokenizer, run.config.student.style, examples, run.config.train.max_length, limits)
+    except UserError as error:
+        _log.warning("selection/loss is not logged: %s", error)
+        return None
+
+
+def _reference(prompt: Prompt) -> Example:
+    return Example(prompt.prompt_id, prompt.prompt_id, prompt.question, prompt.reference_trace or "", "gold", None, None)
+
+
+class _Board:
+    """Follows the group through the files it writes: moves the bar of the student at work and commits each that is done."""
+
+    def __init__(self, students: Iterable[_Student]) -> None:
+        self._waiting = list(students)
+        self._current: _Student | None = None
+        self._bar: Progress | None = None
+        self._step = 0
+
+    def __enter__(self) -> _Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every student is committed."""
+        return self._current is None and not self._waiting
+
+    def poll(self) -> None:
+        """Look at the files once."""
+        while not self.is_done:
+            if self._current is None:
+                self._begin(self._waiting.pop(0))
+            assert self._current is not None
+            result = TrainResult.load(self._current.stage.folder)
+            self._show(self._current.num_steps if result else None)
+            if result is None:
+                return
+            self._current.commit(result)
+            self.__exit__()
+            self._current = self._bar = None
+
+    def _begin(self, student: _Student) -> None:
+        self._current, self._step = student, 0
+        student.stage.begin()
+        self._bar = Progress(f"train {student.spec.name}", student.num_steps, "steps")
+
+    def _show(self, step: int | None) -> None:
+        assert self._current is not None
+        assert self._bar is not None
+        row = last_row(self._current.stage.folder / METRICS)
+        step = step if step is not None else int(row.get("step", 0))
+        if step > self._step:  # after a restart the steps since the checkpoint come again; the bar waits for them
+            values = {"loss": f"{row['loss']:.3f}"} if "loss" in row else {}
+            self._bar.advance(step - self._step, **values)
+            self._step = step
+
+
+def last_row(path: Path) -> dict[str, float]:
+    """Return the last whole row of a metrics.jsonl; an empty one while there is none. A writer may be at work on it."""
+    if not path.is_file():
+        return {}
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().split(b"\n")[:-1]  # what follows the last newline is half a row
+    rows = [json.loads(line) for line in lines[1 if len(lines) > 1 else 0 :] if line.startswith(b"{") and b'"loss"' in line]
+    return dict(rows[-1]) if rows else {}

@@ -13,7 +13,7 @@ import numpy as np
 from w2sr.artifacts import StageDir
 from w2sr.config import PipelineConfig, dump_config
 from w2sr.evaluation.contestants import contestants_of
-from w2sr.records import Example, Prompt, Reject, Trace, Verdict, Verification, seed_of, trace_id_of
+from w2sr.records import Prompt, Trace, Verdict, Verification, seed_of, trace_id_of
 from w2sr.run import Run
 from w2sr.tables import write_table, write_text
 
@@ -48,7 +48,9 @@ def fake_run(folder: Path, skill: dict[str, float] | None = None, question: str 
     for teacher in config.teachers:
         counts = {"prompts": 30, "samples": 60, "traces": 60, "failed": 0}
         finish_stage(run, f"generate/{teacher.name}", {}, counts, {"tokens": 2400, "device_seconds": 12.5})
-        finish_stage(run, f"verify/{teacher.name}", {}, {"traces": 60, "correct": 25, "incorrect": 34, "unverifiable": 1})
+        finish_stage(
+            run, f"verify/{teacher.name}", {}, {"traces": 60, "correct": 25, "incorrect": 34, "unverifiable": 1, "reason_no_answer": 1}
+        )
     _curate(run)
     for number, (name, _, _) in enumerate(run.student_names()):
         finish_stage(run, f"train/{name}", {}, {"rows": 20, "steps": 40}, {"tokens": 9000, "device_seconds": 50.0})
@@ -108,14 +110,11 @@ def _trace(prompt: Prompt, label: str, sample: int, trace_id: str, cut: bool, to
 
 
 def _curate(run: Run) -> None:
-    tables: dict[str, tuple[list[Any], type[Any]]] = {}
-    rejects = []
-    for arm in run.config.curate.arms:
-        rows = [Example(f"{arm}{number}", f"q{number}", "3 + 4", "7", "small", None, None) for number in range(20)]
-        tables[f"{arm}.parquet"] = (rows, Example)
-        rejects += [Reject(arm, f"t{number}", f"q{number}", "truncated" if number % 3 else "size_match") for number in range(12)]
-    tables["rejects.parquet"] = (rejects, Reject)
-    finish_stage(run, "curate", tables, {"kept": 80, "rejected": len(rejects)})
+    counts = {"candidates": 32, "kept": 20, "truncated": 8, "size_match": 4}
+    stage = StageDir(run.stage("curate"), "curate", {"made": "up"}, {})
+    stage.begin()
+    write_text(stage.folder / "funnel.json", json.dumps({"traces": 60, "arms": dict.fromkeys(run.config.curate.arms, counts)}))
+    stage.finish({"traces": 60}, [stage.folder / "funnel.json"])
 
 
 def _metrics(path: Path, number: int) -> None:

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from w2sr.artifacts import MANIFEST, Manifest
-from w2sr.records import Example, Reject
 from w2sr.run import Run
-from w2sr.tables import iter_table
 
 MAX_CURVE_POINTS = 200
 
@@ -29,13 +27,9 @@ class ArmFunnel:
     """What an arm was made from: candidates = kept + rejected."""
 
     arm: str
+    candidates: int
     kept: int
     rejected: dict[str, int]
-
-    @property
-    def candidates(self) -> int:
-        """Return how many rows were considered."""
-        return self.kept + sum(self.rejected.values())
 
 
 @dataclass(frozen=True)
@@ -75,14 +69,12 @@ def arm_funnels(run: Run) -> list[ArmFunnel]:
     """Return, for every curated arm, how many rows it kept and why the others were rejected."""
     folder = run.stage("curate")
     Manifest.load(folder)
-    rejected: dict[str, Counter[str]] = defaultdict(Counter)
-    for reject in iter_table(folder / "rejects.parquet", Reject):
-        rejected[reject.arm][reject.reason] += 1
-    return [
-        ArmFunnel(arm, sum(1 for _ in iter_table(folder / f"{arm}.parquet", Example)), dict(rejected[arm].most_common()))
-        for arm in run.config.curate.arms
-        if (folder / f"{arm}.parquet").exists()
-    ]
+    arms = json.loads((folder / "funnel.json").read_text(encoding="utf-8"))["arms"]
+    found = []
+    for arm, counts in arms.items():
+        rejected = {reason: number for reason, number in counts.items() if reason not in ("candidates", "kept")}
+        found.append(ArmFunnel(arm, counts["candidates"], counts["kept"], rejected))
+    return found
 
 
 def curves(run: Run) -> list[Curve]:

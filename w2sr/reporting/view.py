@@ -135,10 +135,21 @@ def teachers_table(funnels: list[TeacherFunnel]) -> Table:
     """Return what the teachers were asked for and what came of it."""
     keys = ["prompts", "samples", "traces", "failed", "correct", "incorrect", "unverifiable"]
     headings = ["Teacher", *(key.capitalize() for key in keys)]
-    rows = [[Cell(funnel.teacher), *(_count(funnel.counts.get(key)) for key in keys)] for funnel in funnels]
+    rows = []
+    for funnel in funnels:
+        last = _count(funnel.counts.get("unverifiable")).text
+        rows.append(
+            [Cell(funnel.teacher), *(_count(funnel.counts.get(key)) for key in keys[:-1]), Cell(last, _unverifiable(funnel.counts))]
+        )
     return Table(
         headings, rows, ["samples = prompts × samples of a prompt = traces + failed; traces = correct + incorrect + unverifiable."]
     )
+
+
+def _unverifiable(counts: Mapping[str, int]) -> str:
+    """Return why traces could not be judged: "truncated 12, no answer 3"."""
+    reasons = {key.removeprefix("reason_"): value for key, value in counts.items() if key.startswith("reason_") and value}
+    return ", ".join(f"{reason.replace('_', ' ')} {value:,}" for reason, value in reasons.items() if reason not in ("match", "mismatch"))
 
 
 def arms_table(funnels: list[ArmFunnel]) -> Table:

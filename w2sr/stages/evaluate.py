@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from w2sr.artifacts import StageDir
 from w2sr.evaluation.contestants import Contestant, contestants_of, require_trained
-from w2sr.grading.grade import grade_traces
+from w2sr.grading.grade import Grader
 from w2sr.records import Prompt, Trace, Verification
 from w2sr.run import Run
-from w2sr.tables import part_files, read_table, write_table
+from w2sr.tables import read_table, write_table
 from w2sr.teachers.engine import GeneratorSpec
-from w2sr.teachers.generation import generate_parts, open_pool
+from w2sr.teachers.generation import GeneratorPool, generate_parts, open_pool, part_paths
 from w2sr.teachers.models import generator_spec
 
 VERDICTS = "verdicts.parquet"
@@ -32,9 +31,10 @@ def run(run: Run) -> None:
     if not open_labels:
         return
     prompts = read_table(run.stage("prompts") / f"{evaluate.split}.parquet", Prompt)
-    with open_pool(run, evaluate.pool, "evaluate.pool") as pool:  # one pool for all: starting processes costs more than loading models
+    # One pool of engines and one of graders for all: starting a process costs more than loading a model.
+    with open_pool(run, evaluate.pool, "evaluate.pool") as pool, Grader(run.config.verify) as grader:
         for stage, spec in open_labels:
-            _evaluate(run, pool, stage, spec, prompts)
+            _evaluate(run, pool, grader, stage, spec, prompts)
 
 
 def _stage_of(run: Run, contestant: Contestant, inputs: dict[str, str]) -> StageDir:
@@ -50,7 +50,7 @@ def _stage_of(run: Run, contestant: Contestant, inputs: dict[str, str]) -> Stage
     return StageDir(run.stage("evaluate", config.evaluate.split, contestant.label), f"evaluate {contestant.label}", identity, inputs)
 
 
-def _evaluate(run: Run, pool: Any, stage: StageDir, spec: GeneratorSpec, prompts: list[Prompt]) -> None:
+def _evaluate(run: Run, pool: GeneratorPool, grader: Grader, stage: StageDir, spec: GeneratorSpec, prompts: list[Prompt]) -> None:
     evaluate = run.config.evaluate
     stage.begin()
     totals = generate_parts(
@@ -65,10 +65,11 @@ def _evaluate(run: Run, pool: Any, stage: StageDir, spec: GeneratorSpec, prompts
     )
     traces = read_table(stage.folder, Trace)
     answered = [trace for trace in traces if trace.finish_reason != "error"]
-    verdicts = grade_traces(answered, {prompt.prompt_id: prompt for prompt in prompts}, run.config.verify)
+    verdicts = grader.grade(answered, {prompt.prompt_id: prompt for prompt in prompts})
     write_table(stage.folder / VERDICTS, verdicts, Verification)
     counts = {"prompts": totals.prompts, "samples": totals.samples, **count_outcomes(traces, verdicts)}
-    stage.finish(counts, [*part_files(stage.folder), stage.folder / VERDICTS], totals.usage())
+    parts = part_paths(stage.folder, totals.samples, evaluate.pool.unit_size)
+    stage.finish(counts, [*parts, stage.folder / VERDICTS], totals.usage())
 
 
 def count_outcomes(traces: list[Trace], verdicts: list[Verification]) -> dict[str, int]:

@@ -1,0 +1,189 @@
+"""The evaluate stage: who answers, what is stored, what is skipped. Engines are fake, folders and grading are real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.report_fake import config_of, finish_stage
+from w2sr.artifacts import Manifest
+from w2sr.errors import UserError
+from w2sr.evaluation.contestants import contestants_of
+from w2sr.records import FinishReason, Prompt, Trace, Verification
+from w2sr.run import Run
+from w2sr.stages import evaluate
+from w2sr.tables import read_table, write_table
+from w2sr.teachers.engine import GeneratorSpec
+from w2sr.teachers.generation import Totals, part_path, units_of
+
+
+@dataclass
+class FakeEngines:
+    """Stands for the pool: every contestant answers "7", the limit ends its sample 1, and its sample 2 of the first problem fails."""
+
+    opened: int = 0
+    asked: list[GeneratorSpec] = field(default_factory=list)
+    stop_before: str | None = None
+
+    @contextmanager
+    def open_pool(self, *_: object) -> Iterator[None]:
+        self.opened += 1
+        yield
+
+    def generate_parts(
+        self,
+        _pool: None,
+        spec: GeneratorSpec,
+        prompts: Sequence[Prompt],
+        folder: Path,
+        *,
+        samples_per_prompt: int,
+        run_seed: int,
+        unit_size: int,
+        title: str,
+    ) -> Totals:
+        if spec.name == self.stop_before:
+            raise KeyboardInterrupt
+        assert title == f"evaluate {spec.name}"
+        self.asked.append(spec)
+        for index, unit in enumerate(units_of(spec.name, prompts, samples_per_prompt, run_seed, unit_size)):
+            traces = []
+            for request in unit:
+                finish: FinishReason = "length" if request.sample_index == 1 else "stop"
+                if request.sample_index == 2 and request.prompt_id == "p0":
+                    finish = "error"
+                text = "The answer is \\boxed{7}" if finish == "stop" else "" if finish == "error" else "well, let us see"
+                error = "boom" if finish == "error" else None
+                place = (request.trace_id, request.prompt_id, spec.name, request.sample_index)
+                traces.append(Trace(*place, text, finish, 5, len(text), request.seed, "hash", spec.model_digest, "fake", error))
+            write_table(part_path(folder, index), traces, Trace)
+        samples = len(prompts) * samples_per_prompt
+        return Totals(len(prompts), samples, samples - 1, 1, 100, 2.5, "boom")
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> FakeEngines:
+    fake = FakeEngines()
+
+    def generator_spec(name: str, model: str, style: Any, sampling: Any, batch_size: int) -> GeneratorSpec:
+        return GeneratorSpec(name, model, f"digest of {model}", style, sampling, batch_size)
+
+    monkeypatch.setattr(evaluate, "open_pool", fake.open_pool)
+    monkeypatch.setattr(evaluate, "generate_parts", fake.generate_parts)
+    monkeypatch.setattr(evaluate, "generator_spec", generator_spec)
+    return fake
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Run]:
+    def make(trained: bool = True, **changes: Any) -> Run:
+        settings: dict[str, Any] = {"train": {"seeds": [0]}, "curate": {"arms": ["all", "gold"]}, "verify": {"grader": "exact"}, **changes}
+        run = Run(config_of(tmp_path, **settings), tmp_path, lambda: pytest.fail("Ray is not needed here"))
+        prompts = [Prompt(f"p{number}", "test", f"3 + {number}", "7" if number < 3 else "8", None, "fake", "{}") for number in range(4)]
+        if not (tmp_path / "prompts").exists():
+            finish_stage(run, "prompts", {"test.parquet": (prompts, Prompt)}, {"test": 4})
+            for name, _, _ in run.student_names():
+                if trained:
+                    finish_stage(run, f"train/{name}", {}, {})
+        return run
+
+    return make
+
+
+def test_base_prompted_base_teachers_and_students_answer_on_one_pool(engines: FakeEngines, make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    evaluate.run(run)
+    assert engines.opened == 1
+    assert [spec.name for spec in engines.asked] == ["base", "base-cot", "teacher-small", "all-seed0", "gold-seed0"]
+    models = {spec.name: spec.model for spec in engines.asked}
+    assert models["base"] == models["base-cot"] == "lab:student"
+    assert models["all-seed0"] == str(run.stage("train", "all-seed0") / "model")
+    assert all(spec.sampling == run.config.evaluate.sampling for spec in engines.asked)
+
+
+def test_a_trained_student_answers_under_its_training_style_and_the_prompted_base_under_its_own(
+    engines: FakeEngines, make_run: Callable[..., Run]
+) -> None:
+    run = make_run()
+    evaluate.run(run)
+    styles = {spec.name: spec.style for spec in engines.asked}
+    assert styles["base"] == styles["all-seed0"] == styles["gold-seed0"] == run.config.student.style
+    assert styles["base-cot"] == run.config.student.reasoning_style
+    assert styles["teacher-small"] == run.config.teachers[0].style
+
+
+def test_without_a_reasoning_style_there_is_no_prompted_base(make_run: Callable[..., Run]) -> None:
+    run = make_run(student={"model": "lab:student", "reasoning_style": None})
+    assert [contestant.label for contestant in contestants_of(run)] == ["base", "teacher-small", "all-seed0", "gold-seed0"]
+
+
+@pytest.mark.usefixtures("engines")
+def test_counts_conserve_and_failed_requests_have_no_verdict(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    evaluate.run(run)
+    folder = run.stage("evaluate", "test", "base")
+    manifest = Manifest.load(folder)
+    counts = manifest.counts
+    assert (counts["prompts"], counts["samples"]) == (4, 16)
+    assert counts["samples"] == sum(counts[key] for key in ("correct", "incorrect", "unverifiable", "failed"))
+    assert counts == {
+        "prompts": 4,
+        "samples": 16,
+        "correct": 3 * 3 - 1,
+        "incorrect": 3,
+        "unverifiable": 4,
+        "failed": 1,
+        "truncated": 4,
+        "no_answer": 4,
+    }
+    assert manifest.usage == {"tokens": 100, "device_seconds": 2.5}
+    assert set(manifest.files) == {"part-00000.parquet", "verdicts.parquet"}
+    assert len(read_table(folder / "verdicts.parquet", Verification)) == 15
+
+
+@pytest.mark.usefixtures("engines")
+def test_no_two_contestants_share_a_trace_or_a_seed(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    evaluate.run(run)
+    traces = [trace for contestant in contestants_of(run) for trace in read_table(run.stage("evaluate", "test", contestant.label), Trace)]
+    assert len({trace.trace_id for trace in traces}) == len({trace.seed for trace in traces}) == len(traces) == 5 * 16
+
+
+def test_done_labels_are_skipped_and_an_interrupted_one_goes_on(engines: FakeEngines, make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    engines.stop_before = "teacher-small"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(run)
+    assert not (run.stage("evaluate", "test", "teacher-small") / "manifest.json").exists()
+    engines.stop_before = None
+    engines.asked.clear()
+    evaluate.run(run)
+    assert [spec.name for spec in engines.asked] == ["teacher-small", "all-seed0", "gold-seed0"]
+    assert Manifest.load(run.stage("evaluate", "test", "teacher-small")).num_attempts == 2
+    evaluate.run(run)
+    assert engines.opened == 2, "no pool is opened when nothing is left to do"
+
+
+def test_a_student_that_is_not_trained_is_named(engines: FakeEngines, make_run: Callable[..., Run]) -> None:
+    with pytest.raises(UserError, match="cannot evaluate all-seed0, gold-seed0: not trained yet"):
+        evaluate.run(make_run(trained=False))
+    assert engines.opened == 0
+
+
+@pytest.mark.usefixtures("engines")
+def test_other_sampling_is_refused_with_the_changed_key(make_run: Callable[..., Run]) -> None:
+    evaluate.run(make_run())
+    with pytest.raises(UserError, match=r"evaluate\.sampling\.temperature: 0\.6 -> 1\.0"):
+        evaluate.run(make_run(evaluate={"sampling": {"max_new_tokens": 64, "temperature": 1.0}}))
+
+
+def test_how_intervals_are_made_does_not_touch_the_answers(engines: FakeEngines, make_run: Callable[..., Run]) -> None:
+    evaluate.run(make_run())
+    changed = {"sampling": {"max_new_tokens": 64}, "bootstrap_samples": 500, "confidence": 0.9, "pass_k": [2]}
+    evaluate.run(make_run(evaluate=changed))
+    assert engines.opened == 1

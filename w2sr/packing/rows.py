@@ -141,9 +141,9 @@ class _Gate:
         ids = self._ids_of_end(end)
         if len(ids) != 1 or ids[0] not in self.limits.stop_ids:
             raise UserError(
-                f"an answer ends with {end!r} (token ids {list(ids)}), but generation of this model stops on {list(self.limits.stop_ids)}: "
-                "the student would never learn to stop. Add the id to eos_token_id in generation_config.json, or use a chat template that ends "
-                "with a stop token"
+                f"an answer ends with {end!r} (token ids {list(ids)}), but generation of this model stops on "
+                f"{list(self.limits.stop_ids)}: the student would never learn to stop. Add the id to eos_token_id in "
+                "generation_config.json, or use a chat template that ends with a stop token"
             )
         return end, ids[0]
 

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from w2sr.packing.pack import IGNORED, MicroBatch, best_fit, collate_packed, collate_padded
+from w2sr.packing.rows import Row
+
+LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40)
+SHAPES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 20)), min_size=1, max_size=10)
+
+
+def rows_of(shapes: list[tuple[int, int]]) -> list[Row]:
+    """Rows with (prefix, trace) lengths as given and ids that differ everywhere."""
+    rng = np.random.default_rng(0)
+    return [
+        Row(f"e{n}", "p", tuple(int(i) for i in rng.integers(3, 90, prefix + trace)), prefix) for n, (prefix, trace) in enumerate(shapes)
+    ]
+
+
+@given(LENGTHS, st.integers(40, 90))
+def test_every_row_is_packed_exactly_once_and_no_sequence_is_over_the_limit(lengths: list[int], capacity: int) -> None:
+    bins = best_fit(lengths, capacity)
+    assert sorted(index for members in bins for index in members) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in members) <= capacity for members in bins)
+
+
+@given(LENGTHS)
+def test_at_most_one_sequence_is_half_empty(lengths: list[int]) -> None:
+    fill = [sum(lengths[index] for index in members) for members in best_fit(lengths, 40)]
+    assert sum(2 * tokens <= 40 for tokens in fill) <= 1
+
+
+def test_a_row_over_the_limit_is_our_own_mistake() -> None:
+    with pytest.raises(AssertionError, match="1 to 10 tokens"):
+        best_fit([11], 10)
+
+
+@given(SHAPES, st.booleans())
+def test_packing_keeps_every_token_label_and_position(shapes: list[tuple[int, int]], flatten: bool) -> None:
+    rows = rows_of(shapes)
+    batch = collate_packed(rows, pad_id=0, capacity=40, flatten=flatten)
+    assert batch.position_ids is not None
+    found = set()
+    for ids, labels, positions in zip(batch.input_ids, batch.labels, batch.position_ids):
+        starts = [*np.flatnonzero(positions == 0), len(ids)]
+        for start, stop in pairwise(starts):
+            if ids[start] == 0:
+                assert (labels[start:stop] == IGNORED).all()  # padding
+                continue
+            assert (positions[start:stop] == np.arange(stop - start)).all()
+            found.add((tuple(ids[start:stop]), tuple(labels[start:stop])))
+    assert found == {(row.ids, (*[IGNORED] * row.num_prefix, *row.ids[row.num_prefix :])) for row in rows}
+    assert not flatten or len(batch.input_ids) == 1
+
+
+def nll_and_gradient(batch: MicroBatch, attention: str) -> tuple[float, list[object]]:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from w2sr.training.loss import sum_nll
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=90, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, attn_implementation=attention
+    )
+    model = LlamaForCausalLM(config).double()
+    positions = None if batch.position_ids is None else torch.from_numpy(batch.position_ids)
+    logits = model(input_ids=torch.from_numpy(batch.input_ids), position_ids=positions, use_cache=False).logits
+    loss = sum_nll(logits, torch.from_numpy(batch.labels))
+    loss.backward()
+    return loss.item(), [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("flatten", [False, True])
+def test_packed_rows_give_the_loss_and_gradients_of_unpacked_rows(attention: str, flatten: bool) -> None:
+    import torch
+
+    rows = rows_of([(3, 9), (1, 1), (8, 20), (2, 5), (4, 4), (5, 17)])
+    loss, gradients = nll_and_gradient(collate_padded(rows, 0), attention)
+    packed = collate_packed(rows, 0, 40, flatten)
+    assert len(packed.input_ids) < len(rows)
+    packed_loss, packed_gradients = nll_and_gradient(packed, attention)
+    assert packed_loss == pytest.approx(loss, rel=1e-12)
+    for one, other in zip(gradients, packed_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)  # transformers takes eager softmax in fp32
+
+
+@settings(max_examples=8, deadline=None)
+@given(SHAPES)
+def test_padding_changes_no_loss(shapes: list[tuple[int, int]]) -> None:
+    rows = rows_of(shapes)
+    together = nll_and_gradient(collate_padded(rows, 0), "sdpa")[0]
+    alone = sum(nll_and_gradient(collate_padded([row], 0), "sdpa")[0] for row in rows)
+    assert together == pytest.approx(alone, rel=1e-12)

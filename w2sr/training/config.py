@@ -34,7 +34,7 @@ class TrainConfig(StrictModel):
     cpus_per_rank: float = Field(1, gt=0, description="Processors of one rank.", json_schema_extra=PLACEMENT)
     use_gpu: bool = Field(False, description="One GPU a rank and NCCL; otherwise CPU and gloo.", json_schema_extra=PLACEMENT)
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        2, description="DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters."
+        2, description="DeepSpeed ZeRO stage: 0 shards nothing (fp32 only), 1 optimizer states, 2 also gradients, 3 also parameters."
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Precision of weights in the forward and backward pass.")
     epochs: float | None = Field(None, gt=0, description="Passes over the arm. Give this or max_steps.")
@@ -66,6 +66,12 @@ class TrainConfig(StrictModel):
     def _one_length(self) -> TrainConfig:
         if (self.epochs is None) == (self.max_steps is None):
             raise ValueError(f"give exactly one of epochs and max_steps; given: epochs={self.epochs}, max_steps={self.max_steps}")
+        return self
+
+    @model_validator(mode="after")
+    def _master_weights(self) -> TrainConfig:
+        if self.zero_stage == 0 and self.precision == "bf16":
+            raise ValueError("zero_stage=0 with precision=bf16 keeps no fp32 master weights; use zero_stage 1, 2 or 3, or precision: fp32")
         return self
 
     @model_validator(mode="after")

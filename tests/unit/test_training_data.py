@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from w2sr.errors import UserError
+from w2sr.packing.rows import Row
+from w2sr.training.config import TrainConfig
+from w2sr.training.data import deal, load_rows, num_steps, rows_of_step, save_rows
+from w2sr.training.schedule import learning_rate
+
+
+@given(st.integers(8, 60), st.integers(1, 8), st.integers(0, 5), st.integers(1, 12))
+def test_each_epoch_shows_every_row_once_whatever_the_batch_size(num_rows: int, batch: int, seed: int, num_epochs: int) -> None:
+    steps = num_rows * num_epochs // batch
+    seen = np.concatenate([rows_of_step(num_rows, batch, seed, step) for step in range(steps)])
+    counts = np.bincount(seen, minlength=num_rows)
+    assert counts.max() - counts.min() <= 1
+    for epoch in range(len(seen) // num_rows):
+        assert sorted(seen[epoch * num_rows : (epoch + 1) * num_rows]) == list(range(num_rows))
+
+
+def test_the_order_depends_on_seed_and_epoch_only() -> None:
+    assert (rows_of_step(50, 50, 1, 0) == rows_of_step(50, 50, 1, 0)).all()
+    assert (rows_of_step(50, 50, 1, 0) != rows_of_step(50, 50, 2, 0)).any()
+    assert (rows_of_step(50, 50, 1, 0) != rows_of_step(50, 50, 1, 1)).any()
+
+
+@given(st.lists(st.integers(1, 500), min_size=24, max_size=24), st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 4]))
+def test_dealing_gives_each_row_to_one_rank_and_each_rank_as_many(lengths: list[int], num_ranks: int, micro: int) -> None:
+    dealt = deal(np.arange(24), np.array(lengths), num_ranks, micro)
+    assert sorted(int(row) for of_ranks in dealt for rows in of_ranks for row in rows) == list(range(24))
+    assert all(len(of_ranks) == num_ranks and all(len(rows) == micro for rows in of_ranks) for of_ranks in dealt)
+
+
+@given(st.lists(st.integers(1, 500), min_size=32, max_size=32))
+def test_dealing_balances_the_tokens_of_ranks(lengths: list[int]) -> None:
+    of_rank = np.sum(
+        [[np.array(lengths)[rows].sum() for rows in of_ranks] for of_ranks in deal(np.arange(32), np.array(lengths), 2, 4)], axis=0
+    )
+    assert abs(int(of_rank[0]) - int(of_rank[1])) <= max(lengths)
+
+
+def test_dealing_wants_whole_micro_batches() -> None:
+    with pytest.raises(AssertionError, match="10 rows do not fill micro-batches of 4 on 2 ranks"):
+        deal(np.arange(10), np.ones(10, dtype=np.int64), 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "epochs", "max_steps", "expected"),
+    [(100, 1.0, None, 10), (101, 1.0, None, 11), (100, 0.5, None, 5), (100, 0.01, None, 1), (10, 3.0, None, 3), (100, None, 7, 7)],
+)
+def test_steps_follow_from_epochs_or_are_given(num_rows: int, epochs: float | None, max_steps: int | None, expected: int) -> None:
+    assert num_steps(num_rows, 10, epochs, max_steps) == expected
+
+
+def test_too_few_rows_are_refused_with_numbers() -> None:
+    with pytest.raises(UserError, match=r"9 rows are fewer than train.global_batch_size=10.*Set train.global_batch_size to 9"):
+        num_steps(9, 10, 1.0, None)
+
+
+def test_rows_survive_the_file(tmp_path: Path) -> None:
+    rows = [Row("a", "p", (5, 6, 7), 2), Row("b", "p", (8, 9), 1)]
+    save_rows(tmp_path / "rows.safetensors", rows)
+    store = load_rows(tmp_path / "rows.safetensors")
+    assert [(store.row(number).ids, store.row(number).num_prefix) for number in range(len(store))] == [((5, 6, 7), 2), ((8, 9), 1)]
+    assert store.example_ids == ("a", "b")
+    assert store.num_supervised == 2
+
+
+def rates(**changes: object) -> list[float]:
+    train = TrainConfig.model_validate({"max_steps": 20, "learning_rate": 1.0, "warmup_ratio": 0.2, **changes})
+    return [learning_rate(train, step, 20) for step in range(21)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_rate_rises_to_the_peak_and_ends_at_the_floor(schedule: str) -> None:
+    found = rates(schedule=schedule, min_learning_rate_ratio=0.1)
+    assert found[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert found[20] == pytest.approx(1.0 if schedule == "constant" else 0.1)
+    assert all(later <= earlier for earlier, later in pairwise(found[4:]))
+
+
+def test_no_step_has_a_rate_of_zero() -> None:
+    assert min(rates()[:20]) > 0
+
+
+def test_the_cosine_is_half_way_in_the_middle() -> None:
+    assert rates(warmup_ratio=0.0)[10] == pytest.approx(0.5)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from w2sr.errors import UserError
+from w2sr.training.config import TrainConfig
+from w2sr.training.engine import deepspeed_config
+from w2sr.training.loop import _forget_steps_from
+from w2sr.training.loss import sum_nll
+from w2sr.training.spec import TrainResult, TrainSpec
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "deepspeed.json"
+CASES = {
+    "zero0-fp32-cpu": (TrainConfig(zero_stage=0, max_steps=1), False),
+    "zero2-fp32-cpu": (TrainConfig(zero_stage=2, max_steps=1), False),
+    "zero3-bf16-gpu": (TrainConfig(zero_stage=3, precision="bf16", num_ranks=8, micro_batch_size=4, max_steps=1), True),
+}
+
+
+def test_the_deepspeed_configuration_is_the_committed_one() -> None:
+    """To accept a change: python -m tests.unit.test_training_engine"""
+    found = {name: deepspeed_config(train, on_gpu) for name, (train, on_gpu) in CASES.items()}
+    assert found == json.loads(GOLDEN.read_text()), f"DeepSpeed's configuration changed; to accept: python -m {__name__}"
+
+
+def test_zero_0_in_bf16_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"zero_stage=0 with precision=bf16.*1, 2 or 3"):
+        TrainConfig(zero_stage=0, precision="bf16", max_steps=1)
+
+
+def test_the_loss_counts_supervised_tokens_only_and_in_chunks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    logits = torch.randn(3, 7, 11, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 11, (3, 7))
+    labels[:, :3] = -100
+    expected = -logits.log_softmax(-1)[:, 2:-1].gather(2, labels[:, 3:, None]).sum()
+    whole = sum_nll(logits, labels)
+    (gradient,) = torch.autograd.grad(whole, logits)
+    monkeypatch.setattr("w2sr.training.loss.CHUNK_ELEMENTS", 40)
+    chunked = sum_nll(logits, labels)
+    (chunked_gradient,) = torch.autograd.grad(chunked, logits)
+    assert whole.item() == pytest.approx(expected.item())
+    assert chunked.item() == pytest.approx(expected.item())
+    torch.testing.assert_close(chunked_gradient, gradient)
+
+
+def test_logits_in_bf16_are_summed_in_fp32() -> None:
+    import torch
+
+    loss = sum_nll(torch.zeros(1, 3, 8, dtype=torch.bfloat16), torch.zeros(1, 3, dtype=torch.long))
+    assert loss.dtype == torch.float32
+
+
+def spec() -> TrainSpec:
+    return TrainSpec("all-seed0", 0, TrainConfig(max_steps=2), "model", "digest", "rows", "out")
+
+
+def test_a_spec_survives_json() -> None:
+    assert TrainSpec.from_json(spec().to_json(), "here") == spec()
+
+
+def test_a_spec_with_an_unknown_or_missing_key_is_refused() -> None:
+    values = json.loads(spec().to_json())
+    with pytest.raises(UserError, match=r"spec.json: key 'sed' .*did you mean 'seed'"):
+        TrainSpec.from_json(json.dumps({**values, "sed": 1}), "spec.json")
+    del values["rows"]
+    with pytest.raises(UserError, match="key 'rows' is unknown or missing"):
+        TrainSpec.from_json(json.dumps(values), "spec.json")
+
+
+def test_a_spec_that_is_not_json_is_refused() -> None:
+    with pytest.raises(UserError, match=r"spec.json is not valid JSON"):
+        TrainSpec.from_json("{", "spec.json")
+
+
+def test_there_is_no_result_before_the_training_is_finished(tmp_path: Path) -> None:
+    assert TrainResult.load(tmp_path) is None
+    (tmp_path / "result.json").write_text(TrainResult(2, 20, 10, 0.5).to_json())
+    assert TrainResult.load(tmp_path) == TrainResult(2, 20, 10, 0.5)
+
+
+def test_metrics_past_the_checkpoint_and_torn_lines_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(5)) + '{"step": 5, "lo')
+    _forget_steps_from(path, 3)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+    _forget_steps_from(path, 0)
+    assert path.read_text() == ""
+
+
+@pytest.mark.parametrize(("arguments", "message"), [([], "give one argument"), (["nowhere.json"], "no spec file nowhere.json")])
+def test_the_command_refuses_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from w2sr.training.__main__ import main
+
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    golden = {name: deepspeed_config(train, on_gpu) for name, (train, on_gpu) in CASES.items()}
+    GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")

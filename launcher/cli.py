@@ -125,9 +125,10 @@ def _add_lab(commands: argparse._SubParsersAction[argparse.ArgumentParser], debu
 def _pipeline(arguments: argparse.Namespace) -> int:
     from launcher.attempt import attempt
     from w2sr.config import load_config
-    from w2sr.pipeline import run_stages
+    from w2sr.pipeline import preflight, run_stages
 
     config = load_config(arguments.config, arguments.overrides)
+    preflight(config, arguments.stages)  # before the run folder is made: what cannot work leaves nothing behind
     with attempt(config):
         run_stages(config, arguments.stages)
     return 0

@@ -67,7 +67,7 @@ def test_an_unknown_model_is_refused_before_any_work(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     message = refused(capsys, "run", str(QUICKSTART), f"run_dir={tmp_path / 'run'}", f"teachers.0.model={model}")
     assert model in message
-    assert not (tmp_path / "run" / "prompts").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("setting", ["train.num_ranks=64", "teachers.0.pool.replicas=512", "evaluate.pool.replicas=512"])
@@ -78,7 +78,7 @@ def test_more_processors_than_there_are_is_refused_before_any_work(
     message = refused(capsys, "run", str(QUICKSTART), f"run_dir={tmp_path / 'run'}", setting, *extra)
     assert setting in message
     assert f"this machine has {len(os.sched_getaffinity(0))} CPU" in message
-    assert not (tmp_path / "run" / "prompts").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_typo_in_the_config_names_the_nearest_key(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

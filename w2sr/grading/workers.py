@@ -28,6 +28,7 @@ from w2sr.grading.graders import Judgement, Question
 
 MEMORY_BYTES = 4 << 30  # address space of a worker: sympy and numpy map about 1 GiB, a runaway expression takes all there is
 _START_TIMEOUT_S = 300.0  # imports on a loaded machine
+_MAX_FAILED_STARTS = 3  # in a row
 _MAX_BATCH = 32
 _QUESTIONS_A_WORKER = 16  # fewer are not worth another process
 
@@ -95,6 +96,7 @@ class GradingPool:
         self._questions: Sequence[Question] = ()
         self._judgements: list[Judgement | None] = []
         self._queue: deque[int] = deque()
+        self._num_failed_starts = 0
 
     def judge(self, questions: Sequence[Question]) -> list[Judgement]:
         """Return the judgement of each question, in order. Raises UserError when a process cannot start."""
@@ -165,12 +167,14 @@ class GradingPool:
     def _bury(self, worker: _Worker, judgement: Judgement) -> None:
         """Replace a process; the question it was at gets `judgement`, the others go back to the front of the queue."""
         said = worker.kill()
-        if not worker.is_ready:
+        self._workers.remove(worker)
+        self._num_failed_starts = 0 if worker.is_ready else self._num_failed_starts + 1
+        # A start that was killed from outside is tried again; one that ended by itself would end again.
+        if not worker.is_ready and (worker.process.returncode > 0 or self._num_failed_starts == _MAX_FAILED_STARTS):
             last = said.splitlines()[-1] if said else f"exit code {worker.process.returncode}"
             raise UserError(f"a grading process for verify.grader={self._grader!r} could not start: {last}; check the installation")
         if worker.held:
             self._judgements[worker.held.popleft()] = judgement
         self._queue.extendleft(reversed(worker.held))
-        self._workers.remove(worker)
         if self._queue:
             self._workers.append(self._start())

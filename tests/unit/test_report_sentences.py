@@ -50,9 +50,10 @@ def test_a_student_worse_than_both_is_told_so(words: Words) -> None:
 
 
 def test_a_refused_ratio_is_explained_and_not_printed(words: Words) -> None:
-    first, _, comparison = words({"gold": 0.2, "all": 0.2})
-    assert "no share of the gap to the ceiling is given (the gap's interval covers 0" in first
+    first, rest, comparison = words({"gold": 0.2, "all": 0.2})
+    assert first.endswith("a share of the gap to the ceiling is refused.")
     assert "recovered" not in first
+    assert "No share of the gap from base to ceiling is given: the gap's interval covers 0" in rest
     table = results_table(comparison)
     row = next(row for row in table.rows if row[0].text == "W2SR")
     assert row[-2].text == "refused"
@@ -60,8 +61,8 @@ def test_a_refused_ratio_is_explained_and_not_printed(words: Words) -> None:
 
 
 def test_without_a_ceiling_the_ratios_are_refused(words: Words) -> None:
-    first, _, comparison = words(curate={"arms": ["all", "correct"]})
-    assert "no student of the ceiling's arm (evaluate.ceiling) was trained" in first
+    _, rest, comparison = words(curate={"arms": ["all", "correct"]})
+    assert "no student of the ceiling's arm (evaluate.ceiling) was trained" in rest
     assert comparison.ceiling is None
     assert [row.key for row in comparison.rows] == ["base", "base-cot", "teacher-small", "all", "correct"]
 

@@ -18,7 +18,10 @@ class EvaluateConfig(StrictModel):
     )
     samples_per_prompt: int = Field(4, gt=0, description="Samples of one prompt; avg@k is their mean.")
     pass_k: list[int] = Field(
-        default_factory=lambda: [1, 4], description="k of pass@k (unbiased), each at most samples_per_prompt.", json_schema_extra=PLACEMENT
+        default_factory=lambda: [1, 4],
+        min_length=1,
+        description="k of pass@k (unbiased), each at most samples_per_prompt; the report's table shows the largest.",
+        json_schema_extra=PLACEMENT,
     )
     sampling: SamplingConfig = Field(description="How tokens are drawn, for every model alike.")
     pool: PoolConfig = Field(default_factory=lambda: PoolConfig(), description="Replicas and work units.")

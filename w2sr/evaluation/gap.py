@@ -28,7 +28,7 @@ def gap_ratio(bootstrap: Bootstrap, model: str, floor: str, ceiling: str) -> Gap
     gap = bootstrap.difference(ceiling, floor)
     if gap.low <= 0:
         where = "covers 0" if gap.high >= 0 else "lies below 0"
-        shown = f"{100 * gap.value:.1f} points [{100 * gap.low:.1f}, {100 * gap.high:.1f}]"
+        shown = f"{100 * gap.value:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]".replace("-", "−")
         return GapRatio(None, gap, f"the gap's interval {where}: {shown}; a share of it would be noise")
     value = (bootstrap.value(model) - bootstrap.value(floor)) / gap.value
     base = bootstrap.draws(floor)

@@ -21,14 +21,14 @@ def render_html(report: Report) -> str:
     arms = list(dict.fromkeys(curve.arm for curve in report.curves))
     # The plots escape their own texts; the style sheet is ours.
     gap = [plots.gap_plot(comparison.rows, comparison.seeds, width) for width in (plots.WIDE, plots.NARROW)]
-    curve = [plots.curve_plot(report.curves, arms, width) for width in (plots.WIDE, plots.NARROW)] if report.curves else []
+    curve = [plots.curve_plot(report.curves, width) for width in (plots.WIDE, plots.NARROW)] if report.curves else []
     return page.render(
         report=report,
         comparison=comparison,
         css=Markup((files / "report.css").read_text(encoding="utf-8")),
         gap_plots=Markup("".join(gap)),
         curve_plots=Markup("".join(curve)),
-        curve_legend=[(plots.arm_class(arm, arms), ARM_NAMES.get(arm, (arm, ""))[0]) for arm in arms],
+        curve_legend=[(plots.arm_class(arm), ARM_NAMES.get(arm, (arm, ""))[0]) for arm in arms],
         results=view.results_table(comparison),
         seeds=view.seeds_table(comparison),
         teachers=view.teachers_table(report.teachers),

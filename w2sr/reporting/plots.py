@@ -11,6 +11,7 @@ from html import escape
 
 from w2sr.reporting.compare import Row, SeedRow
 from w2sr.reporting.ledger import Curve
+from w2sr.reporting.names import ARM_NAMES
 
 WIDE, NARROW = 760, 350
 MAX_LABEL = 36  # characters that fit beside the wide plot
@@ -74,8 +75,8 @@ def _marker(kind: str, x: float, y: float) -> str:
     return f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
 
 
-def curve_plot(curves: Sequence[Curve], arms: Sequence[str], width: int) -> str:
-    """Draw training loss by step, one line for each student; an arm's seeds share colour and dashes (`arms` sets the order)."""
+def curve_plot(curves: Sequence[Curve], width: int) -> str:
+    """Draw training loss by step, one line for each student; an arm's seeds share colour and dashes."""
     height, left, right, top, bottom = (300 if width > 500 else 240), 46, 12, 10, 34
     last = max(1, *(max(curve.steps) for curve in curves))
     high = _round_up(max((loss for curve in curves for loss in curve.losses if math.isfinite(loss)), default=1.0))
@@ -95,15 +96,15 @@ def curve_plot(curves: Sequence[Curve], arms: Sequence[str], width: int) -> str:
     for step, anchor in {0: "middle", last // 2: "middle", last: "end"}.items():
         parts.append(f'<text x="{x(step):.1f}" y="{height - 16}" class="{anchor}">{step}</text>')
     parts.append(f'<text x="{x(last // 2):.1f}" y="{height - 2}" class="middle">optimizer step</text>')
-    lines = [f'<polyline class="line {arm_class(curve.arm, arms)}" points="{_points(curve, x, y)}"/>' for curve in curves]
+    lines = [f'<polyline class="line {arm_class(curve.arm)}" points="{_points(curve, x, y)}"/>' for curve in curves]
     ends = "; ".join(f"{curve.label} from {curve.losses[0]:.3g} to {curve.losses[-1]:.3g}" for curve in curves)
     body = f'<g class="grid">{"".join(parts)}</g>{"".join(lines)}'
     return _svg(width, height, f"Training loss by optimizer step: {ends}", body)
 
 
-def arm_class(arm: str, arms: Sequence[str]) -> str:
-    """Return the CSS class that gives an arm its colour and dashes."""
-    return f"arm{arms.index(arm) % 4}"
+def arm_class(arm: str) -> str:
+    """Return the CSS class that gives an arm its colour and dashes, the same in every report."""
+    return f"arm{list(ARM_NAMES).index(arm)}" if arm in ARM_NAMES else "arm0"
 
 
 def _points(curve: Curve, x: Callable[[int], float], y: Callable[[float], float]) -> str:
@@ -127,8 +128,8 @@ def _percent(share: float) -> str:
 
 
 def _round_up(value: float) -> float:
-    """Return the next 1, 2 or 5 times a power of ten."""
+    """Return the next round number, for the end of an axis."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value)
+    return next(factor * power for factor in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if factor * power >= value)

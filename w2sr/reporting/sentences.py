@@ -42,7 +42,7 @@ def findings(comparison: Comparison) -> list[str]:
         for row in students
         if row != leader
     ]
-    return [*arms, _prompted(comparison, students), *_seeds(comparison, students), *_caution(comparison)]
+    return [*arms, *_refused(leader), _prompted(comparison, students), *_seeds(comparison, students), *_caution(comparison)]
 
 
 def _beats(row: Row) -> str:
@@ -63,8 +63,13 @@ def _recovered(row: Row) -> str:
     gap = row.rgr_vs_student_base
     assert gap is not None
     if gap.ratio is None:
-        return f"; no share of the gap to the ceiling is given ({gap.refusal})"
+        return "; a share of the gap to the ceiling is refused"
     return f"; {ratio(gap.ratio)} of the gap from the base to the ceiling is recovered"
+
+
+def _refused(leader: Row) -> list[str]:
+    gap = leader.rgr_vs_student_base
+    return [] if gap is None or gap.refusal is None else [f"No share of the gap from base to ceiling is given: {gap.refusal}."]
 
 
 def _prompted(comparison: Comparison, students: list[Row]) -> str:

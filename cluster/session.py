@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from cluster.errors import ClusterError
 OBJECT_STORE_BYTES = 256 * 2**20
 # A socket's path is limited to 107 bytes, of which Ray's own names below its temporary folder take 64.
 LONGEST_TEMP_DIR = 40
+CONNECT_TIMEOUT_S = 10.0
 
 
 @contextmanager
@@ -40,8 +43,7 @@ def ray_session(spec: ClusterSpec) -> Iterator[None]:
     with contextlib.ExitStack() as cleanup:
         folder = _private_folder(cleanup) if spec.address is None else None
         cleanup.enter_context(_environment(_variables(folder)))
-        import ray  # after the environment is set: Ray reads some of it once, at import
-
+        ray = _import_ray()
         assert not ray.is_initialized(), "this process has a Ray session already"
         cleanup.callback(ray.shutdown)
         if folder is not None:
@@ -157,6 +159,16 @@ def _put(variables: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
+def _import_ray() -> Any:
+    early = "ray" in sys.modules
+    import ray  # after the environment is set, because Ray reads it once, here
+
+    if early:
+        # Somebody imported Ray before: without this its driver side would not send the token. (By name: Ray's stubs lack it.)
+        importlib.import_module("ray._raylet").Config.initialize("")
+    return ray
+
+
 def _start(ray: Any, spec: ClusterSpec, folder: Path) -> None:
     ray.init(
         address="local",
@@ -166,19 +178,21 @@ def _start(ray: Any, spec: ClusterSpec, folder: Path) -> None:
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
         logging_level="ERROR",
-        _temp_dir=str(folder),
+        _temp_dir=str(folder / "ray"),  # Ray opens it to everybody; the folder around it stays closed
     )
 
 
 def _connect(ray: Any, spec: ClusterSpec) -> None:
-    from ray.exceptions import AuthenticationError
-
     advice = "check cluster.address and that the cluster is up, or leave cluster.address out for a private Ray on this machine"
+    host, colon, port = str(spec.address).removeprefix("ray://").rpartition(":")
     try:
+        if colon:
+            # Ray itself tries a dead address for a minute and then aborts the process.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
         ray.init(address=spec.address, log_to_driver=False, logging_level="ERROR")
-    except AuthenticationError as error:
-        raise ClusterError(
-            f"the Ray cluster at {spec.address} refused this client: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token's file"
-        ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
+        if "InvalidAuthToken" in f"{error} {error.__cause__}":
+            raise ClusterError(
+                f"the Ray cluster at {spec.address} refused this client: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token"
+            ) from error
         raise ClusterError(f"cannot connect to the Ray cluster at {spec.address} ({error}): {advice}") from error

@@ -21,7 +21,7 @@ CPUS = 0.5
 
 
 class FakeWorker:
-    """Does what a unit says: ("sleep", seconds), ("die", marker file: only if absent), ("always die",), ("raise", message), ("say", text)."""
+    """Does what a unit says: ("sleep", seconds), ("die", marker file: only if absent), ("raise", message) and so on."""
 
     spec = ""
 
@@ -62,7 +62,12 @@ def warm_up(pool: ActorPool[str, tuple[str, ...], str], replicas: int = 2) -> No
     """Wait until every replica works."""
     pool.load("a")
     while len(pool.pids) < replicas:
-        list(pool.map({number: ("sleep", "0.1") for number in range(replicas)}))
+        list(pool.map(dict.fromkeys(range(replicas), ("sleep", "0.1"))))
+
+
+def collect_indices(pool: ActorPool[str, tuple[str, ...], str], units: dict[int, tuple[str, ...]], into: list[int]) -> None:
+    for index, _ in pool.map(units):
+        into.append(index)
 
 
 def make_pool(replicas: int = 2, **options: float) -> ActorPool[str, tuple[str, ...], str]:
@@ -71,7 +76,7 @@ def make_pool(replicas: int = 2, **options: float) -> ActorPool[str, tuple[str, 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_every_unit_comes_back_once_from_two_processes_whatever_the_order() -> None:
-    units = {number: ("sleep", "0.02") for number in range(20)}
+    units = dict.fromkeys(range(20), ("sleep", "0.02"))
     with make_pool() as pool:
         pool.load("a")
         results = list(pool.map(units))
@@ -81,7 +86,7 @@ def test_every_unit_comes_back_once_from_two_processes_whatever_the_order() -> N
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_slow_unit_does_not_hold_up_the_others() -> None:
-    units = {0: ("sleep", "1.5"), **{number: ("say", "x") for number in range(1, 10)}}
+    units = {0: ("sleep", "1.5"), **dict.fromkeys(range(1, 10), ("say", "x"))}
     with make_pool() as pool:
         pool.load("a")
         order = [index for index, _ in pool.map(units)]
@@ -92,9 +97,9 @@ def test_a_slow_unit_does_not_hold_up_the_others() -> None:
 def test_the_same_processes_serve_one_spec_after_another() -> None:
     with make_pool() as pool:
         pool.load("a")
-        first = [text.split(":") for _, text in pool.map({n: ("sleep", "0.05") for n in range(8)})]
+        first = [text.split(":") for _, text in pool.map(dict.fromkeys(range(8), ("sleep", "0.05")))]
         pool.load("b")
-        second = [text.split(":") for _, text in pool.map({n: ("sleep", "0.05") for n in range(8)})]
+        second = [text.split(":") for _, text in pool.map(dict.fromkeys(range(8), ("sleep", "0.05")))]
         assert {pid for _, _, pid in first + second} == {str(pid) for pid in pool.pids}
     assert {spec for spec, _, _ in first} == {"a"}
     assert {spec for spec, _, _ in second} == {"b"}
@@ -102,7 +107,7 @@ def test_the_same_processes_serve_one_spec_after_another() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_unit_whose_replica_died_goes_to_another_one(tmp_path: Path) -> None:
-    units = {number: ("say", "x") for number in range(6)} | {2: ("die", str(tmp_path / "died"))}
+    units = dict.fromkeys(range(6), ("say", "x")) | {2: ("die", str(tmp_path / "died"))}
     with make_pool() as pool:
         pool.load("a")
         assert sorted(index for index, _ in pool.map(units)) == list(range(6))
@@ -114,31 +119,29 @@ def test_a_replica_killed_from_outside_is_replaced() -> None:
         warm_up(pool)
         victim = pool.pids[0]
         threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
-        results = list(pool.map({number: ("sleep", "0.3") for number in range(6)}))
+        results = list(pool.map(dict.fromkeys(range(6), ("sleep", "0.3"))))
         assert sorted(index for index, _ in results) == list(range(6))
         assert victim not in pool.pids
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_unit_that_kills_every_replica_is_named_after_the_others_in_flight_came_back() -> None:
-    got = []
+    got: list[int] = []
     with make_pool(max_attempts=2) as pool:
         warm_up(pool)
         with pytest.raises(ClusterError, match=r"work unit 7 has ended 2 replicas .* lower batch_size"):
-            for index, _ in pool.map({7: ("always die",), 8: ("sleep", "4")}):
-                got.append(index)
+            collect_indices(pool, {7: ("always die",), 8: ("sleep", "4")}, got)
         assert got == [8]
         assert [index for index, _ in pool.map({1: ("say", "x")})] == [1], "the pool goes on"
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_exception_of_the_worker_arrives_as_it_was_raised() -> None:
-    got = []
+    got: list[int] = []
     with make_pool() as pool:
         warm_up(pool)
         with pytest.raises(UserError) as caught:
-            for index, _ in pool.map({0: ("raise", "the template is wrong"), 1: ("sleep", "0.5")}):
-                got.append(index)
+            collect_indices(pool, {0: ("raise", "the template is wrong"), 1: ("sleep", "0.5")}, got)
         assert type(caught.value) is UserError
         assert str(caught.value) == "the template is wrong"
         assert got == [1]
@@ -188,6 +191,6 @@ def test_a_replica_for_which_there_is_no_room_ends_the_work(ray_cluster: Cluster
 def test_a_caller_who_stops_early_can_use_the_pool_again() -> None:
     with make_pool() as pool:
         pool.load("a")
-        for _ in pool.map({number: ("sleep", "0.1") for number in range(10)}):
+        for _ in pool.map(dict.fromkeys(range(10), ("sleep", "0.1"))):
             break
         assert sorted(index for index, _ in pool.map({3: ("say", "x"), 4: ("say", "x")})) == [3, 4]

@@ -13,7 +13,7 @@ from w2sr.errors import UserError
 from w2sr.grading.config import VerifyConfig
 from w2sr.grading.extract import Answers, extract_answers, reference_answer
 from w2sr.grading.grade import Grader, grade_traces
-from w2sr.grading.graders import judge_by_scorer, judge_exact
+from w2sr.grading.graders import Question, judge_by_scorer, judge_cheaply, judge_exact
 from w2sr.grading.numbers import parse_number
 from w2sr.records import FinishReason, Prompt, Trace, Verification
 
@@ -190,6 +190,17 @@ def test_reasoning_gym_answers_are_judged_by_the_tasks_own_scorer() -> None:
     found = grade_traces(traces, {prompt.prompt_id: prompt for prompt in prompts}, GYM.model_copy(update={"timeout_s": 3.0}))
     assert [row.verdict for row in found[:2]] == ["correct", "correct"]
     assert found[2].verdict != "correct"
+
+
+@pytest.mark.parametrize("answer", ["7", "-1,000.50", "So 3 + 4 = 7; 7 - 9 = -2", "#### 3"])
+def test_harmless_reasoning_gym_answers_start_no_process(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    monkeypatch.setattr("w2sr.grading.graders._scorer", lambda _: lambda given: float(given == answer))
+    assert judge_cheaply(Question("reasoning_gym", answer, "{}")) == ("correct", "match")
+
+
+@pytest.mark.parametrize("answer", ["9**9**9", "9^9", "1e999999999", "factorial(9)", "9!", "1/3", "x" * 65, "a\nb"])
+def test_other_reasoning_gym_answers_wait_for_a_killable_process(answer: str) -> None:
+    assert judge_cheaply(Question("reasoning_gym", answer, "{}")) is None
 
 
 def test_an_answer_on_which_the_scorer_raises_is_unparsable(monkeypatch: pytest.MonkeyPatch) -> None:

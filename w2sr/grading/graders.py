@@ -29,8 +29,9 @@ FAULTS = (
     ValueError,
 )
 
-# Digits and signs only: no scorer can turn these into a long computation, so they need no killable worker.
-_HARMLESS = re.compile(r"[-0-9 .,+=;:]{1,24}", re.ASCII)
+# Words, numbers and sums without powers, products, calls or exponents: no scorer can turn these into a long computation, so they need no
+# killable worker.
+_HARMLESS = re.compile(r"(?!.*[0-9][eE][-+0-9])[-0-9A-Za-z .,+=;:#]{1,64}", re.ASCII)
 
 
 class Judgement(NamedTuple):

@@ -95,6 +95,7 @@ class ActorPool(Generic[Spec, Unit, Result]):
         self._slots: dict[int, _Slot] = {}
         self._spec: Spec | None = None
         self._deaths_while_loading = 0
+        self._work: Dispatcher | None = None
 
     def __enter__(self) -> ActorPool[Spec, Unit, Result]:
         return self
@@ -115,6 +116,7 @@ class ActorPool(Generic[Spec, Unit, Result]):
     def load(self, spec: Spec) -> None:
         """Let every replica serve `spec` from now on. Returns at once; an error shows in `map`."""
         self._spec = spec
+        self._work = None
         self._deaths_while_loading = 0
         for number in range(self._num_replicas):
             self._load(number)
@@ -126,7 +128,7 @@ class ActorPool(Generic[Spec, Unit, Result]):
         both after the results of the units in flight were yielded.
         """
         assert self._spec is not None, "load() comes before map()"
-        work = Dispatcher(units, self._max_attempts)
+        work = self._work = Dispatcher(units, self._max_attempts)
         failure: Exception | None = None
         for number in range(self._num_replicas):
             if number not in self._slots:
@@ -241,7 +243,8 @@ class ActorPool(Generic[Spec, Unit, Result]):
 
     def _abandon(self, work: Dispatcher) -> None:
         # Only when the caller stopped early or was interrupted: what these replicas work on is wanted by nobody.
-        for number in list(self._slots):
+        # A generator can be closed late, by the garbage collector; by then the replicas may work on something else.
+        for number in list(self._slots) if self._work is work else []:
             if work.unit_of(number) is not None:
                 self._kill(number)
 

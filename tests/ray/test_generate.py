@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.actor_pool import ActorPool
 from cluster.config import ClusterSpec
 from cluster.errors import ClusterError
 from tests.tiny import make_tiny_model
@@ -20,6 +22,8 @@ from w2sr.run import Run
 from w2sr.stages import generate
 from w2sr.tables import read_table, write_table
 from w2sr.teachers import generation
+from w2sr.teachers.generation import GeneratorPool, open_pool
+from w2sr.teachers.replica import HFWorkerFactory
 
 NUM_PROMPTS = 20
 
@@ -29,8 +33,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny"), std=0.05)
 
 
+@pytest.fixture(scope="module")
+def pool(ray_cluster: ClusterSpec) -> Iterator[GeneratorPool]:
+    """Two replicas for all tests: a process that imports torch and transformers takes seconds to start."""
+    assert ray_cluster.num_cpus == 2
+    shared: GeneratorPool
+    with ActorPool(HFWorkerFactory(1, "cpu"), 2, cpus=0.5) as shared:
+        yield shared
+
+
 @pytest.fixture
-def make_run(tmp_path: Path, model: Path, ray_cluster: ClusterSpec) -> Any:
+def make_run(tmp_path: Path, model: Path, pool: GeneratorPool, monkeypatch: pytest.MonkeyPatch, ray_cluster: ClusterSpec) -> Any:
+    monkeypatch.setattr(generate, "open_pool", lambda *_: contextlib.nullcontext(pool))
+
     def make(name: str = "run", questions: list[str] | None = None, cluster: dict[str, Any] | None = None, **pool: Any) -> Run:
         teacher = {
             "name": "tiny",
@@ -92,7 +107,9 @@ def test_every_sample_of_every_prompt_is_there_once_with_its_provenance(make_run
 
 def test_the_bytes_do_not_depend_on_replicas_or_on_a_kill(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calm = make_run("calm", replicas=1)
-    generate.run(calm)
+    with monkeypatch.context() as real:
+        real.setattr(generate, "open_pool", open_pool)
+        generate.run(calm)
     killed = make_run("killed", replicas=2)
     written: list[Path] = []
 
@@ -103,11 +120,11 @@ def test_the_bytes_do_not_depend_on_replicas_or_on_a_kill(make_run: Any, monkeyp
         written.append(path)
         write_table(path, *rest)
 
-    monkeypatch.setattr(generation, "write_table", write_two)
-    with pytest.raises(KeyboardInterrupt):
-        generate.run(killed)
+    with monkeypatch.context() as torn:
+        torn.setattr(generation, "write_table", write_two)
+        with pytest.raises(KeyboardInterrupt):
+            generate.run(killed)
     assert len(parts(killed)) == 2
-    monkeypatch.undo()
     before = {path: path.stat().st_mtime_ns for path in written}
     generate.run(killed)
     assert {path: path.stat().st_mtime_ns for path in written} == before, "what was there is not made again"
@@ -159,7 +176,6 @@ def test_a_model_without_a_chat_template_stops_the_run_with_the_advice(make_run:
 
 def test_more_replicas_than_processors_are_refused(make_run: Any) -> None:
     run = make_run(replicas=5, cpus_per_replica=1)
-    with pytest.raises(
-        ClusterError, match=r"teachers\.0\.pool: replicas=5 with cpus_per_replica=1 and gpus_per_replica=0 needs 5 CPUs; this"
-    ):
-        generate.run(run)
+    asked = r"teachers\.0\.pool: replicas=5 with cpus_per_replica=1 and gpus_per_replica=0 needs 5 CPUs; this machine has 2 CPUs"
+    with pytest.raises(ClusterError, match=asked), open_pool(run, run.config.teachers[0].pool, "teachers.0.pool"):
+        pass

@@ -55,6 +55,15 @@ class PipelineConfig(StrictModel):
         double = sorted({name for name in names if names.count(name) > 1})
         if double:
             raise ValueError(f"teachers: name {double[0]!r} is used {names.count(double[0])} times; every teacher needs a name of its own")
+        lists: dict[str, list[Any]] = {
+            "train.seeds": list(self.train.seeds),
+            "train.arms": list(self.train.arms or []),
+            "curate.arms": list(self.curate.arms),
+        }
+        for key, values in lists.items():
+            twice = [value for number, value in enumerate(values) if value in values[:number]]
+            if twice:
+                raise ValueError(f"{key} names {twice[0]!r} more than once; give each once")
         unknown = sorted(set(self.train.arms or []) - set(self.curate.arms))
         if unknown:
             raise ValueError(f"train.arms names {unknown[0]!r}, which curate.arms does not make; allowed: {', '.join(self.curate.arms)}")

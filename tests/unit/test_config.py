@@ -88,6 +88,8 @@ def test_config_is_immutable(config_file: Path) -> None:
         (["train.global_batch_size=7"], ["global_batch_size=7", "2 * 2", "nearest valid: 4, 8"]),
         (["evaluate.samples_per_prompt=2"], ["pass_k has 4", "allowed: 1 to 2"]),
         (["train.arms=[golden]"], ["'golden'", "all, correct, incorrect, gold"]),
+        (["train.seeds=[1, 2, 1]"], ["train.seeds names 1 more than once"]),
+        (["curate.arms=[all, all]"], ["curate.arms names 'all' more than once"]),
         (["teachers.3.name=x"], ["'3'", "list of 1"]),
         (["teachers.0.style.user=hello"], ["{question}"]),
         (["nonsense"], ["key=value"]),

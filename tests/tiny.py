@@ -49,6 +49,7 @@ def make_tiny_model(
 ) -> Path:
     """Write a random LlamaForCausalLM and its tokenizer to `folder` and return it. A larger `std` gives surer guesses."""
     import torch
+    from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tiny_tokenizer(characters, chat_template)
@@ -69,6 +70,12 @@ def make_tiny_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    model.save_pretrained(folder, safe_serialization=True)
+    # Not model.save_pretrained(): it imports DeepSpeed, which takes seconds. The head is the embedding and is not stored.
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -26,9 +26,14 @@ def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
     """Return a mask (rows, vocabulary) of the smallest set of likeliest tokens whose probability is at least `top_p`."""
     import torch
 
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(dim=-1) - ordered  # probability of all likelier tokens; 0 for the likeliest, which is always kept
-    return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, before < top_p)
+    highest, likeliest = probabilities.max(dim=-1, keepdim=True)
+    kept = torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, likeliest, True)
+    # Where the likeliest token is enough, and that is most places, nothing has to be sorted.
+    open_rows = (highest.squeeze(-1) < top_p).nonzero().squeeze(-1)
+    ordered, order = probabilities[open_rows].sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(dim=-1) - ordered  # probability of all likelier tokens
+    kept[open_rows] = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, before < top_p)
+    return kept
 
 
 def choose_tokens(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:

@@ -138,6 +138,8 @@ def _variables(folder: Path | None) -> dict[str, str | None]:
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_AUTH_TOKEN": None,  # would win over the file
         "RAY_ADDRESS": None,
+        # Ray resolves a loopback node address to the machine's own; only as on a laptop system does it stay on loopback.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
 
 

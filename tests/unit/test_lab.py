@@ -149,6 +149,17 @@ def test_questions_of_the_reserved_seeds_are_never_drawn_for_pre_training() -> N
     assert other[0][-1]["content"] != question
 
 
+def test_the_learning_rate_warms_up_and_goes_in_straight_lines_through_the_phases() -> None:
+    phases = (recipe.Phase(100, {"careful": 1.0}, 0.5), recipe.Phase(50, {"direct": 1.0}, 0.0))
+    made_by = recipe.ModelRecipe("m", 8, 1, 1, 8, phases, warmup_steps=10)
+    assert made_by.phase_at(0) == (phases[0], pytest.approx(0.1))
+    assert made_by.phase_at(50) == (phases[0], pytest.approx(0.75))
+    assert made_by.phase_at(100) == (phases[1], pytest.approx(0.5))
+    assert made_by.phase_at(125) == (phases[1], pytest.approx(0.25))
+    with pytest.raises(AssertionError, match="past the last of 150"):
+        made_by.phase_at(150)
+
+
 def test_a_short_build_gives_the_same_digest_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "reserved_expressions", lambda *_: frozenset())
     digests = [

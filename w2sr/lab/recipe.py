@@ -47,7 +47,7 @@ class ModelRecipe:
     weight_decay: float = 0.01
     min_terms: int = 5
     max_terms: int = 7
-    max_merged: int = 4
+    max_merged: int = 3
     seed: int = 0
 
     @property
@@ -107,18 +107,18 @@ TEACHER = ModelRecipe(
     num_layers=2,
     num_heads=4,
     intermediate_size=192,
-    phases=(Phase(800, {"careful": 1.0}, 0.0),),
-    seed=1,
+    phases=(Phase(720, {"careful": 1.0}, 0.0),),
+    seed=0,
 )
 STUDENT = ModelRecipe(
     name="student",
-    hidden_size=128,
+    hidden_size=96,
     num_layers=3,
     num_heads=4,
-    intermediate_size=384,
+    intermediate_size=288,
     phases=(
-        Phase(700, {"careful": 0.9, "facts": 0.1}, 0.3),
-        Phase(300, {"careful": 0.25, "hasty": 0.35, "direct": 0.35, "facts": 0.05}, 0.0),
+        Phase(800, {"careful": 0.9, "facts": 0.1}, 0.5),
+        Phase(400, {"careful": 0.3, "hasty": 0.3, "direct": 0.35, "facts": 0.05}, 0.0),
     ),
     seed=2,
 )

@@ -36,7 +36,7 @@ def pool_of(num_correct: int, num_incorrect: int, num_unverifiable: int = 0) -> 
 
 def arms_of(pool: list[Judged], seed: int = 0, num_prompts: int = 5, **settings: object) -> dict[str, Arm]:
     config = CurateConfig.model_validate({"match": "none"} | settings)
-    return {arm.name: arm for arm in make_arms(pool, prompts_of(num_prompts), config, seed)}
+    return {arm.name: arm for arm in make_arms(pool, prompts_of(num_prompts), config, seed, ["<eos>"])}
 
 
 pools = st.lists(
@@ -114,15 +114,17 @@ def test_unfit_traces_are_in_no_arm_and_keep_their_reason() -> None:
         judged(0, 52, "unverifiable", finish="error", reason="error"),
         judged(0, 53, "unverifiable", reason="timeout"),
         judged(0, 54, "correct", text="so so so so so so so so #### 1"),
+        judged(0, 55, "correct", text="So <eos> 1 #### 1"),
     ]
     arms = arms_of(pool_of(3, 3) + unfit, min_unique_word_ratio=0.5)
     for name in ("all", "correct", "incorrect"):
         funnel = arms[name].funnel()
-        assert {key: funnel[key] for key in ("truncated", "error", "timeout", "loop")} == {
+        assert {key: funnel[key] for key in ("truncated", "error", "timeout", "loop", "special_token")} == {
             "truncated": 2,
             "error": 1,
             "timeout": 1,
             "loop": 1,
+            "special_token": 1,
         }
 
 

@@ -24,7 +24,7 @@ def run_in(folder: Path, **sections: Any) -> Run:
         "run_dir": str(folder),
         "prompts": {"source": {"kind": "file", "path": "data.jsonl"}, "num_train": 6, "num_test": 1},
         "teachers": [{"name": name, "model": "none", "sampling": {"max_new_tokens": 8}} for name in TEACHERS],
-        "student": {"model": "none"},
+        "student": {"model": "lab:student"},
         "verify": {"grader": "exact"},
         "curate": {"arms": ["all", "correct", "incorrect", "gold"]},
         "train": {"max_steps": 2, "global_batch_size": 4, "micro_batch_size": 2},

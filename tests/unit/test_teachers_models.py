@@ -11,7 +11,7 @@ from tests.tiny import make_tiny_model
 from w2sr.errors import UserError
 from w2sr.prompting import PromptStyle
 from w2sr.teachers.config import SamplingConfig
-from w2sr.teachers.models import generator_spec, model_folder
+from w2sr.teachers.models import generator_spec, model_folder, special_tokens_of
 
 
 @pytest.fixture
@@ -83,3 +83,13 @@ def test_a_model_that_needs_its_own_code_is_refused_and_the_code_is_not_run(tiny
     with pytest.raises(UserError, match="without code of its own"):
         load_model(str(tiny), "cpu")
     assert not (tiny / "ran").exists()
+
+
+def test_special_tokens_are_those_the_tokenizer_knows(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = make_tiny_model(tmp_path / "model")
+    assert special_tokens_of(folder) == sorted(AutoTokenizer.from_pretrained(folder).all_special_tokens)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"2": {"content": "</s>", "special": true}}}')
+    assert special_tokens_of(folder) == ["</s>"]

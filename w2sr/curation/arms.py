@@ -38,14 +38,16 @@ class Arm:
         del self.examples[number:]
 
 
-def make_arms(pool: Iterable[Judged], prompts: Sequence[Prompt], config: CurateConfig, seed: int) -> list[Arm]:
+def make_arms(
+    pool: Iterable[Judged], prompts: Sequence[Prompt], config: CurateConfig, seed: int, special_tokens: Sequence[str] = ()
+) -> list[Arm]:
     """Return the configured arms, in the order of `config.arms`; examples are in an order shuffled by `seed`.
 
-    `prompts` are all training prompts. Raises UserError for an arm that ends up empty.
+    `prompts` are all training prompts, `special_tokens` the student's (see filters.refusal). Raises UserError for an empty arm.
     """
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     shuffled = sorted(pool, key=lambda judged: _rank(seed, judged.trace.trace_id))
-    unfit = {judged.trace.trace_id: reason for judged in shuffled if (reason := refusal(judged, config)) is not None}
+    unfit = {judged.trace.trace_id: reason for judged in shuffled if (reason := refusal(judged, config, special_tokens)) is not None}
     if config.drop_duplicates:
         unfit |= dict.fromkeys(repeats(judged for judged in shuffled if judged.trace.trace_id not in unfit), "duplicate")
     arms = []

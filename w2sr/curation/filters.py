@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from w2sr.curation.config import CurateConfig
@@ -16,11 +16,12 @@ class Judged(NamedTuple):
     verification: Verification
 
 
-def refusal(judged: Judged, config: CurateConfig) -> str | None:
+def refusal(judged: Judged, config: CurateConfig, special_tokens: Sequence[str] = ()) -> str | None:
     """Return why a trace is unfit, or None.
 
     In this order: "error" (the engine failed), "truncated" (ended by the token limit, even when it holds an answer), the verifier's reason
-    for an unverifiable trace ("no_answer", "timeout", ...), "loop".
+    for an unverifiable trace ("no_answer", "timeout", ...), "loop", "special_token" (the text holds one of the student's `special_tokens`,
+    which its tokenizer would read as a turn or an end).
     """
     trace, verification = judged
     if trace.finish_reason == "error":
@@ -31,6 +32,8 @@ def refusal(judged: Judged, config: CurateConfig) -> str | None:
         return verification.reason
     if unique_word_ratio(trace.text) < config.min_unique_word_ratio:
         return "loop"
+    if any(token in trace.text for token in special_tokens):
+        return "special_token"
     return None
 
 

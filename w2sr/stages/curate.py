@@ -13,6 +13,7 @@ from w2sr.records import Example, Prompt, Reject, Trace, Verification
 from w2sr.run import Run
 from w2sr.stages.prompts import undone_by_user_error
 from w2sr.tables import iter_table, read_table, write_table, write_text
+from w2sr.teachers.models import model_folder, special_tokens_of
 
 
 def run(run: Run) -> None:
@@ -24,14 +25,15 @@ def run(run: Run) -> None:
     inputs = {"prompts": run.digest("prompts")}
     for name in names:
         inputs |= {f"{stage}/{name}": run.digest(stage, name) for stage in ("generate", "verify")}
-    identity = {**run.config.curate.identity(), "run_seed": run.config.seed, "teachers": names}
+    special_tokens = special_tokens_of(model_folder(run.config.student.model))
+    identity = {**run.config.curate.identity(), "run_seed": run.config.seed, "teachers": names, "special_tokens": special_tokens}
     stage = StageDir(run.stage("curate"), "curate", identity, inputs)
     if stage.is_done():
         return
     with undone_by_user_error(stage), Progress("curate", len(run.config.curate.arms), "arms") as progress:
         prompts = read_table(run.stage("prompts") / "train.parquet", Prompt)
         pool = [judged for name in names for judged in _judged(run, name)]
-        arms = make_arms(pool, prompts, run.config.curate, run.config.seed)
+        arms = make_arms(pool, prompts, run.config.curate, run.config.seed, special_tokens)
         _write(stage, arms, len(pool), progress)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from w2sr.artifacts import model_digest
 from w2sr.errors import UserError
@@ -44,6 +46,17 @@ def generator_spec(name: str, model: str, style: PromptStyle, sampling: Sampling
     """Return what a replica needs to serve `model` (a lab name, folder or hub id) as the generator `name`."""
     folder = model_folder(model)
     return GeneratorSpec(name, str(folder), model_digest(folder), style, sampling, batch_size)
+
+
+def special_tokens_of(folder: Path) -> list[str]:
+    """Return the texts of the special tokens of a model's tokenizer (BOS, EOS, turn marks, ...), sorted; read from its JSON files."""
+    found: list[Any] = []
+    tokenizer, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if tokenizer.is_file():
+        found += json.loads(tokenizer.read_text(encoding="utf-8")).get("added_tokens") or []
+    if config.is_file():
+        found += (json.loads(config.read_text(encoding="utf-8")).get("added_tokens_decoder") or {}).values()
+    return sorted({str(token["content"]) for token in found if token["special"]})
 
 
 def _from_hub(name: str) -> Path:

@@ -12,7 +12,6 @@ STOPPED = 143  # what a shell reports for SIGTERM
 
 def main(arguments: list[str]) -> int:
     """Train the student of one spec file; return the exit code: 0 finished, 2 the user's mistake, 143 stopped by SIGTERM."""
-    from w2sr.training.dist import leave_group
     from w2sr.training.loop import train
     from w2sr.training.spec import TrainSpec
 
@@ -26,9 +25,13 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    finally:
-        leave_group()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from w2sr.training.dist import leave_group
+
+    try:
+        code = main(sys.argv[1:])
+    finally:
+        leave_group()
+    sys.exit(code)

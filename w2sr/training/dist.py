@@ -62,19 +62,20 @@ def join_group(use_gpu: bool) -> Group:
     import torch
     import torch.distributed as dist
 
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
+    launched = "RANK" in os.environ
+    if not launched:
+        os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})  # DeepSpeed reads them
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend, timeout = ("nccl" if use_gpu else "gloo"), timedelta(seconds=TIMEOUT_S)
-        if "RANK" in os.environ:
+        if launched:
             dist.init_process_group(backend, timeout=timeout)
         else:
             from torch.distributed import HashStore  # type: ignore[attr-defined]
 
             dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
-            os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})  # DeepSpeed reads them
     return Group(dist.get_rank(), dist.get_world_size(), device)
 
 

@@ -58,7 +58,7 @@ class Engine:
     """A model under DeepSpeed on this rank. Needs an initialised process group; `close()` frees what DeepSpeed keeps globally."""
 
     def __init__(self, train: TrainConfig, model_folder: str, device: torch.device) -> None:
-        deepspeed = _import_deepspeed(on_gpu=device.type == "cuda")
+        deepspeed = import_deepspeed(on_gpu=device.type == "cuda")
         self.train = train
         self.device = device
         config = deepspeed_config(train, on_gpu=device.type == "cuda")
@@ -141,7 +141,7 @@ class Engine:
         if not partitioned:
             yield
             return
-        deepspeed = _import_deepspeed(on_gpu=self.device.type == "cuda")
+        deepspeed = import_deepspeed(on_gpu=self.device.type == "cuda")
         with deepspeed.zero.GatheredParameters(partitioned):
             yield
 
@@ -171,7 +171,8 @@ def _load_model(train: TrainConfig, folder: str, config: dict[str, Any]) -> Any:
         del sharded
 
 
-def _import_deepspeed(on_gpu: bool) -> Any:
+def import_deepspeed(on_gpu: bool) -> Any:
+    """Return the deepspeed module, quiet, and without the operation that it would compile on a CPU."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     # DeepSpeed calls collectives by names that torch deprecated, once each and on every rank.

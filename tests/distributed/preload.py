@@ -1,0 +1,9 @@
+"""What every rank of the tests needs, imported once by the server they are forked from."""
+
+import transformers.models.llama.modeling_llama  # noqa: F401
+
+import w2sr.training.export
+import w2sr.training.loop  # noqa: F401
+from w2sr.training.engine import import_deepspeed
+
+import_deepspeed(on_gpu=False)

@@ -20,6 +20,12 @@ CPUS = 0.5
 """Of a replica: two pools' actors fit on two processors while the first ones are still going away."""
 
 
+class UnpicklableError(Exception):
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.lock = threading.Lock()
+
+
 class FakeWorker:
     """Does what a unit says: ("sleep", seconds), ("die", marker file: only if absent), ("raise", message) and so on."""
 
@@ -45,6 +51,8 @@ class FakeWorker:
             os._exit(1)
         elif verb == "raise":
             raise UserError(rest[0])
+        elif verb == "raise unpicklable":
+            raise UnpicklableError("it holds a lock")
         elif verb == "break":
             raise ZeroDivisionError("a mistake of ours")
         return f"{self.spec}:{verb}:{os.getpid()}"
@@ -194,3 +202,11 @@ def test_a_caller_who_stops_early_can_use_the_pool_again() -> None:
         for _ in pool.map(dict.fromkeys(range(10), ("sleep", "0.1"))):
             break
         assert sorted(index for index, _ in pool.map({3: ("say", "x"), 4: ("say", "x")})) == [3, 4]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_exception_that_cannot_travel_still_ends_the_work_with_its_text() -> None:
+    with make_pool(1) as pool:
+        pool.load("a")
+        with pytest.raises(Exception, match="it holds a lock"):
+            list(pool.map({0: ("raise unpicklable",)}))

@@ -55,8 +55,8 @@ for address in sys.argv[1:]:
 
 def run_clients(addresses: list[str], **variables: str) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | variables
-    # One try instead of 20 a second apart.
-    environment |= {"RAY_NUM_REDIS_GET_RETRIES": "1", "PYTHONPATH": str(REPO)}
+    # One try instead of 20 a second apart; and the address is taken as it is, on loopback.
+    environment |= {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "PYTHONPATH": str(REPO)}
     done = subprocess.run(
         [sys.executable, "-c", CLIENTS, *addresses], env=environment, capture_output=True, text=True, timeout=120, check=True
     )
@@ -87,6 +87,13 @@ def test_a_client_without_the_token_is_refused_and_one_with_it_is_not() -> None:
         assert line.startswith(f"ClusterError: cannot connect to the Ray cluster at {dead} (")
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": os.environ["RAY_AUTH_TOKEN_PATH"]}
     assert run_clients([address], **token) == ["connected, 2.0 CPUs"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_private_ray_listens_on_loopback_only_for_its_control_plane() -> None:
+    import ray
+
+    assert ray.get_runtime_context().gcs_address.startswith("127.0.0.1:")
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -141,7 +141,8 @@ class ActorPool(Generic[Spec, Unit, Result]):
                     try:
                         result = self._collect(number)
                     except _Died as death:
-                        failure = failure or self._replace(number, work, death)
+                        reason = self._replace(number, work, death)
+                        failure = failure or reason
                     except _Raised as raised:
                         if unit is not None:
                             work.complete(number)
@@ -190,7 +191,7 @@ class ActorPool(Generic[Spec, Unit, Result]):
             cause.__cause__ = error  # keeps the replica's traceback for --debug
             raise _Raised(cause) from None
         except (exceptions.RayActorError, exceptions.OutOfMemoryError, exceptions.WorkerCrashedError, exceptions.ObjectLostError) as error:
-            raise _Died(" ".join(str(error).split())) from error
+            raise _Died(f"process {slot.pid or '(not ready yet)'}: {_brief(str(error))}") from error
         if slot.pid is None:
             slot.pid = value
         self._deaths_while_loading = 0
@@ -214,6 +215,8 @@ class ActorPool(Generic[Spec, Unit, Result]):
                     f"{self._deaths_while_loading} replicas in a row died while they started; the last one: {death}. "
                     "If memory ran out, use fewer replicas or a smaller model"
                 )
+        if work.is_stopped:
+            return None
         log.warning("a replica died%s and is replaced: %s", "" if unit is None else f" at work unit {unit}", death)
         self._load(number)
         return None
@@ -247,6 +250,13 @@ class ActorPool(Generic[Spec, Unit, Result]):
         for number in list(self._slots) if self._work is work else []:
             if work.unit_of(number) is not None:
                 self._kill(number)
+
+
+def _brief(text: str) -> str:
+    """Return what Ray says about a death, without its ids and its general advice."""
+    line = " ".join(text.split())
+    detail = line.partition("Worker exit detail: ")[2] or line
+    return detail.partition(" Some common causes")[0][:300].rstrip(". ")
 
 
 class _Died(Exception):

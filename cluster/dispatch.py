@@ -49,6 +49,11 @@ class Dispatcher:
         """Lease nothing any more; units in flight may still complete."""
         self._stopped = True
 
+    @property
+    def is_stopped(self) -> bool:
+        """Return whether nothing will be leased any more."""
+        return self._stopped
+
     def unit_of(self, replica: int) -> int | None:
         """Return the unit leased to `replica`."""
         return self._leased.get(replica)

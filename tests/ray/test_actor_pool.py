@@ -46,6 +46,9 @@ class FakeWorker:
             time.sleep(float(rest[0]))
         elif verb == "always die":
             os._exit(1)
+        elif verb == "sleep and die":
+            time.sleep(float(rest[0]))
+            os._exit(1)
         elif verb == "die" and not Path(rest[0]).exists():
             Path(rest[0]).touch()
             os._exit(1)
@@ -141,6 +144,14 @@ def test_a_unit_that_kills_every_replica_is_named_after_the_others_in_flight_cam
             collect_indices(pool, {7: ("always die",), 8: ("sleep", "4")}, got)
         assert got == [8]
         assert [index for index, _ in pool.map({1: ("say", "x")})] == [1], "the pool goes on"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_death_after_a_failure_does_not_hide_the_failure_or_hang() -> None:
+    with make_pool(max_attempts=3) as pool:
+        warm_up(pool)
+        with pytest.raises(UserError, match="first"):
+            list(pool.map({0: ("raise", "first"), 1: ("sleep and die", "0.5")}))
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,70 +70,73 @@ class BrokenFactory:
         raise UserError(self.message)
 
 
-def warm_up(pool: ActorPool[str, tuple[str, ...], str], replicas: int = 2) -> None:
+Pool = ActorPool[str, tuple[str, ...], str]
+
+
+@pytest.fixture(scope="module")
+def shared_pool(ray_cluster: ClusterSpec) -> Iterator[Pool]:
+    assert ray_cluster.num_cpus == 2
+    with make_pool() as pool:
+        yield pool
+
+
+@pytest.fixture
+def pool(shared_pool: Pool) -> Pool:
+    """Two replicas that are ready and serve "a"; one pool for all tests, because processes take a second to start."""
+    warm_up(shared_pool)
+    return shared_pool
+
+
+def warm_up(pool: Pool, replicas: int = 2) -> None:
     """Wait until every replica works."""
     pool.load("a")
-    while len(pool.pids) < replicas:
-        list(pool.map(dict.fromkeys(range(replicas), ("sleep", "0.1"))))
+    units = dict.fromkeys(range(replicas), ("sleep", "0.1"))
+    while len({text.split(":")[2] for _, text in pool.map(units)}) < replicas:
+        pass
 
 
-def collect_indices(pool: ActorPool[str, tuple[str, ...], str], units: dict[int, tuple[str, ...]], into: list[int]) -> None:
+def collect_indices(pool: Pool, units: dict[int, tuple[str, ...]], into: list[int]) -> None:
     for index, _ in pool.map(units):
         into.append(index)
 
 
-def make_pool(replicas: int = 2, **options: float) -> ActorPool[str, tuple[str, ...], str]:
+def make_pool(replicas: int = 2, **options: float) -> Pool:
     return ActorPool(FakeWorker, replicas, cpus=CPUS, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_every_unit_comes_back_once_from_two_processes_whatever_the_order() -> None:
+def test_every_unit_comes_back_once_from_two_processes_whatever_the_order(pool: Pool) -> None:
     units = dict.fromkeys(range(20), ("sleep", "0.02"))
-    with make_pool() as pool:
-        pool.load("a")
-        results = list(pool.map(units))
+    results = list(pool.map(units))
     assert sorted(index for index, _ in results) == list(range(20))
     assert len({text.split(":")[2] for _, text in results}) == 2
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_slow_unit_does_not_hold_up_the_others() -> None:
+def test_a_slow_unit_does_not_hold_up_the_others(pool: Pool) -> None:
     units = {0: ("sleep", "1.5"), **dict.fromkeys(range(1, 10), ("say", "x"))}
-    with make_pool() as pool:
-        pool.load("a")
-        order = [index for index, _ in pool.map(units)]
+    order = [index for index, _ in pool.map(units)]
     assert order[-1] == 0
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_the_same_processes_serve_one_spec_after_another() -> None:
-    with make_pool() as pool:
-        pool.load("a")
-        first = [text.split(":") for _, text in pool.map(dict.fromkeys(range(8), ("sleep", "0.05")))]
-        pool.load("b")
-        second = [text.split(":") for _, text in pool.map(dict.fromkeys(range(8), ("sleep", "0.05")))]
-        assert {pid for _, _, pid in first + second} == {str(pid) for pid in pool.pids}
+def test_the_same_processes_serve_one_spec_after_another(pool: Pool) -> None:
+    first = [text.split(":") for _, text in pool.map(dict.fromkeys(range(8), ("sleep", "0.05")))]
+    pool.load("b")
+    second = [text.split(":") for _, text in pool.map(dict.fromkeys(range(8), ("sleep", "0.05")))]
+    assert {pid for _, _, pid in first + second} == {str(pid) for pid in pool.pids}
     assert {spec for spec, _, _ in first} == {"a"}
     assert {spec for spec, _, _ in second} == {"b"}
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_unit_whose_replica_died_goes_to_another_one(tmp_path: Path) -> None:
+def test_a_unit_whose_replica_died_goes_to_another_one(tmp_path: Path, pool: Pool) -> None:
     units = dict.fromkeys(range(6), ("say", "x")) | {2: ("die", str(tmp_path / "died"))}
-    with make_pool() as pool:
-        pool.load("a")
-        assert sorted(index for index, _ in pool.map(units)) == list(range(6))
+    assert sorted(index for index, _ in pool.map(units)) == list(range(6))
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_replica_killed_from_outside_is_replaced() -> None:
-    with make_pool() as pool:
-        warm_up(pool)
-        victim = pool.pids[0]
-        threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
-        results = list(pool.map(dict.fromkeys(range(6), ("sleep", "0.3"))))
-        assert sorted(index for index, _ in results) == list(range(6))
-        assert victim not in pool.pids
+def test_a_replica_killed_from_outside_is_replaced(pool: Pool) -> None:
+    victim = pool.pids[0]
+    threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
+    results = list(pool.map(dict.fromkeys(range(6), ("sleep", "0.3"))))
+    assert sorted(index for index, _ in results) == list(range(6))
+    assert victim not in pool.pids
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -146,26 +150,20 @@ def test_a_unit_that_kills_every_replica_is_named_after_the_others_in_flight_cam
         assert [index for index, _ in pool.map({1: ("say", "x")})] == [1], "the pool goes on"
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_death_after_a_failure_does_not_hide_the_failure_or_hang() -> None:
-    with make_pool(max_attempts=3) as pool:
-        warm_up(pool)
-        with pytest.raises(UserError, match="first"):
-            list(pool.map({0: ("raise", "first"), 1: ("sleep and die", "0.5")}))
+def test_a_death_after_a_failure_does_not_hide_the_failure_or_hang(pool: Pool) -> None:
+    with pytest.raises(UserError, match="first"):
+        list(pool.map({0: ("raise", "first"), 1: ("sleep and die", "0.5")}))
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_an_exception_of_the_worker_arrives_as_it_was_raised() -> None:
+def test_an_exception_of_the_worker_arrives_as_it_was_raised(pool: Pool) -> None:
     got: list[int] = []
-    with make_pool() as pool:
-        warm_up(pool)
-        with pytest.raises(UserError) as caught:
-            collect_indices(pool, {0: ("raise", "the template is wrong"), 1: ("sleep", "0.5")}, got)
-        assert type(caught.value) is UserError
-        assert str(caught.value) == "the template is wrong"
-        assert got == [1]
-        with pytest.raises(ZeroDivisionError, match="a mistake of ours") as broken:
-            list(pool.map({0: ("break",)}))
+    with pytest.raises(UserError) as caught:
+        collect_indices(pool, {0: ("raise", "the template is wrong"), 1: ("sleep", "0.5")}, got)
+    assert type(caught.value) is UserError
+    assert str(caught.value) == "the template is wrong"
+    assert got == [1]
+    with pytest.raises(ZeroDivisionError, match="a mistake of ours") as broken:
+        list(pool.map({0: ("break",)}))
     assert "test_actor_pool.py" in str(broken.value.__cause__), "the replica's own traceback is kept for --debug"
 
 
@@ -206,18 +204,12 @@ def test_a_replica_for_which_there_is_no_room_ends_the_work(ray_cluster: Cluster
             list(pool.map({0: ("say", "x")}))
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_caller_who_stops_early_can_use_the_pool_again() -> None:
-    with make_pool() as pool:
-        pool.load("a")
-        for _ in pool.map(dict.fromkeys(range(10), ("sleep", "0.1"))):
-            break
-        assert sorted(index for index, _ in pool.map({3: ("say", "x"), 4: ("say", "x")})) == [3, 4]
+def test_a_caller_who_stops_early_can_use_the_pool_again(pool: Pool) -> None:
+    for _ in pool.map(dict.fromkeys(range(10), ("sleep", "0.1"))):
+        break
+    assert sorted(index for index, _ in pool.map({3: ("say", "x"), 4: ("say", "x")})) == [3, 4]
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_an_exception_that_cannot_travel_still_ends_the_work_with_its_text() -> None:
-    with make_pool(1) as pool:
-        pool.load("a")
-        with pytest.raises(Exception, match="it holds a lock"):
-            list(pool.map({0: ("raise unpicklable",)}))
+def test_an_exception_that_cannot_travel_still_ends_the_work_with_its_text(pool: Pool) -> None:
+    with pytest.raises(Exception, match="it holds a lock"):
+        list(pool.map({0: ("raise unpicklable",)}))

@@ -6,6 +6,7 @@ ValueError of a rank means "this cannot work": it reaches the caller as GroupErr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -63,6 +64,8 @@ def run_group(function: Callable[[Argument], None], argument: Argument, spec: Gr
     on_poll()
     refusal = _refusal(run_dir)
     shutil.rmtree(run_dir, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        spec.work_dir.rmdir()  # unless another group is at work there
     if refusal is not None:
         raise GroupError(refusal)
     if outcome.error is not None:

@@ -11,10 +11,11 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from cluster.session import require
 from cluster.train_group import GroupSpec, run_group
-from w2sr.artifacts import StageDir, model_digest
+from w2sr.artifacts import STARTED, StageDir, model_digest
 from w2sr.errors import UserError
 from w2sr.packing.rows import ModelLimits, Rows, build_rows, model_limits
 from w2sr.progress import Progress
@@ -71,9 +72,13 @@ def run(run: Run) -> None:
         return
     what = f"train.num_ranks={train.num_ranks} with train.cpus_per_rank={train.cpus_per_rank:g}"
     group = GroupSpec(train.num_ranks, train.cpus_per_rank, train.use_gpu, train.max_failures, run.stage("train", ".group"))
-    with run.ray(), _Board(students) as board:
-        require(what, train.num_ranks * train.cpus_per_rank, train.num_ranks * train.use_gpu, run.config.cluster.spec())
-        run_group(train_each, [student.spec.to_json() for student in students], group, board.poll)
+    require(what, train.num_ranks * train.cpus_per_rank, train.num_ranks * train.use_gpu, run.config.cluster.spec())
+    with _Board(students) as board:
+        board.poll()  # commits students that an earlier attempt finished
+        if board.is_done:
+            return
+        with run.ray():
+            run_group(train_each, [student.spec.to_json() for student in students], group, board.poll)
         assert board.is_done, "the ranks ended without an error and without finishing every student"
 
 
@@ -143,9 +148,13 @@ class _Board:
     def __enter__(self) -> _Board:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
-            self._bar.__exit__(None, None, None)
+            self._bar.__exit__(kind, error, trace)
+        if self._current is not None and isinstance(error, ValueError):
+            folder = self._current.stage.folder
+            if not (folder / "checkpoints").is_dir():  # nothing was begun that a corrected configuration could not begin again
+                (folder / STARTED).unlink(missing_ok=True)
 
     @property
     def is_done(self) -> bool:
@@ -158,12 +167,13 @@ class _Board:
             if self._current is None:
                 self._begin(self._waiting.pop(0))
             assert self._current is not None
+            assert self._bar is not None
             result = TrainResult.load(self._current.stage.folder)
             self._show(self._current.num_steps if result else None)
             if result is None:
                 return
             self._current.commit(result)
-            self.__exit__()
+            self._bar.__exit__(None, None, None)
             self._current = self._bar = None
 
     def _begin(self, student: _Student) -> None:
@@ -187,7 +197,8 @@ def last_row(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
+        start = max(0, path.stat().st_size - 4096)
+        file.seek(start)
         lines = file.read().split(b"\n")[:-1]  # what follows the last newline is half a row
-    rows = [json.loads(line) for line in lines[1 if len(lines) > 1 else 0 :] if line.startswith(b"{") and b'"loss"' in line]
+    rows = [json.loads(line) for line in lines[1 if start else 0 :] if b'"loss"' in line]
     return dict(rows[-1]) if rows else {}

@@ -1,0 +1,172 @@
+"""The stage around the trainings: what it prepares, follows, commits and refuses. The ranks are real; Ray is left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import ClusterError
+from cluster.train_group import GroupError, GroupSpec
+from tests.distributed.ranks import train_on_ranks
+from tests.tiny import make_tiny_model
+from w2sr.artifacts import Manifest, StageDir
+from w2sr.config import PipelineConfig
+from w2sr.errors import UserError
+from w2sr.records import Example, Prompt
+from w2sr.run import Run
+from w2sr.stages import train as stage
+from w2sr.tables import write_table
+from w2sr.training.spec import TrainSpec
+
+TEMPLATE_THAT_STRIPS = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'].split('</think>')[-1] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TRACE = "<think>\n{n}+1={m}\n</think>\n{m}"
+
+
+def make_run(folder: Path, chat_template: str | None = None, **train: Any) -> Run:
+    """A run whose prompts and arms are there: 12 rows in `all` (one of them long), 9 in `gold`."""
+    sampling = {"max_new_tokens": 8}
+    extra = {} if chat_template is None else {"chat_template": chat_template}
+    values = {
+        "run_dir": str(folder),
+        "prompts": {"source": {"kind": "file", "path": "none.jsonl"}, "num_train": 12, "num_selection": 3, "num_test": 1},
+        "teachers": [{"name": "t", "model": "none", "sampling": sampling}],
+        "student": {"model": str(make_tiny_model(folder / "base", **extra)), "style": {}},
+        "curate": {"arms": ["all", "gold"]},
+        "train": {"global_batch_size": 8, "micro_batch_size": 2, "max_length": 64, "max_steps": 3, "packing": False, **train},
+        "evaluate": {"sampling": sampling},
+    }
+    run = Run(PipelineConfig.model_validate(values), folder, lambda: nullcontext())
+    prompts = [Prompt(f"p{n}", "selection", f"{n}+1", str(n + 1), text(n), "test", "{}") for n in range(3)]
+    done(run, "prompts", {"selection": prompts}, Prompt)
+    arm = [Example(f"e{n}", f"p{n}", f"{n}+1", text(n), "t", None, None) for n in range(11)]
+    long = Example("e11", "p11", "11+1", "x" * 80, "t", None, None)
+    done(run, "curate", {"all": [*arm, long], "gold": arm[:9]}, Example)
+    return run
+
+
+def text(n: int) -> str:
+    return TRACE.format(n=n, m=n + 1)
+
+
+def done(run: Run, name: str, tables: dict[str, list[Any]], record: type[Any]) -> None:
+    folder = StageDir(run.stage(name), name, {}, {})
+    if not folder.is_done():
+        folder.begin()
+        for table, rows in tables.items():
+            write_table(folder.folder / f"{table}.parquet", rows, record)
+        folder.finish({}, [folder.folder / f"{table}.parquet" for table in tables])
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
+    """Ranks as forked processes in place of a Ray group; returns the names of the students of each group."""
+    groups = list[list[str]]()
+
+    def run_group(function: Callable[[list[str]], None], specs: list[str], group: GroupSpec, on_poll: Callable[[], None]) -> None:
+        assert function is stage.train_each
+        assert group.num_ranks == 2
+        parsed = [TrainSpec.from_json(spec, "test") for spec in specs]
+        groups.append([spec.name for spec in parsed])
+        on_poll()
+        for code, output in train_on_ranks(tmp_path, parsed):
+            assert code == 0, output
+        on_poll()
+
+    monkeypatch.setattr(stage, "run_group", run_group)
+    monkeypatch.setattr(stage, "require", lambda *_: None)
+    return groups
+
+
+def test_every_student_is_trained_committed_and_skipped_the_next_time(
+    tmp_path: Path, forked: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path)
+    stage.run(run)
+    assert forked == [["all-seed0", "gold-seed0"]]
+    manifest = Manifest.load(run.stage("train", "all-seed0"))
+    assert manifest.counts["rows"] == manifest.counts["kept"] + manifest.counts["too_long"] == 12
+    assert (manifest.counts["too_long"], manifest.counts["steps"]) == (1, 3)
+    assert {"model/model.safetensors", "model/chat_template.jinja", "too_long.json"} <= set(manifest.files)
+    assert set(manifest.usage) == {"tokens", "device_seconds"}
+    folder = run.stage("train", "all-seed0")
+    assert json.loads((folder / "too_long.json").read_text())["prompt_ids"] == ["p11"]
+    assert not (folder / "rows.safetensors").exists()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    watched = [row["step"] for row in rows if "selection/loss" in row]
+    assert watched == [0, 3]
+    assert "train all-seed0: 3/3 steps" in capsys.readouterr().err
+    stage.run(run)
+    assert len(forked) == 1
+
+
+def test_the_manifest_is_the_same_whichever_students_are_trained_before(tmp_path: Path, forked: list[list[str]]) -> None:
+    both, one = make_run(tmp_path / "both"), make_run(tmp_path / "one", arms=["gold"])
+    stage.run(both)
+    stage.run(one)
+    assert forked == [["all-seed0", "gold-seed0"], ["gold-seed0"]]
+    assert both.digest("train", "gold-seed0") == one.digest("train", "gold-seed0")
+
+
+def test_a_student_that_was_trained_but_not_committed_is_only_committed(tmp_path: Path, forked: list[list[str]]) -> None:
+    run = make_run(tmp_path, arms=["gold"])
+    stage.run(run)
+    folder = run.stage("train", "gold-seed0")
+    before = (folder / "manifest.json").read_text()
+    digest = json.loads(before)["digest"]
+    (folder / "manifest.json").unlink()
+    stage.run(run)
+    assert run.digest("train", "gold-seed0") == digest
+    assert len(forked) == 1
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_changed_setting_of_a_finished_student_is_refused_by_name(tmp_path: Path) -> None:
+    stage.run(make_run(tmp_path, arms=["gold"]))
+    with pytest.raises(UserError, match=r"train.learning_rate: 1e-05 -> 0.5"):
+        stage.run(make_run(tmp_path, arms=["gold"], learning_rate=0.5))
+
+
+def test_a_template_that_strips_the_reasoning_stops_the_stage_before_any_rank_starts(tmp_path: Path, forked: list[list[str]]) -> None:
+    run = make_run(tmp_path, chat_template=TEMPLATE_THAT_STRIPS)
+    with pytest.raises(UserError, match=r"the chat template of .*base alters the answer of example e0"):
+        stage.run(run)
+    assert forked == []
+    assert not run.stage("train", "all-seed0").exists()
+
+
+def test_after_a_mistake_in_the_first_steps_the_corrected_setting_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise GroupError("the loss of step 1 is not finite")
+
+    monkeypatch.setattr(stage, "run_group", refuse)
+    for learning_rate in (9.0, 1.0):
+        with pytest.raises(GroupError, match="not finite"):
+            stage.run(make_run(tmp_path, arms=["gold"], learning_rate=learning_rate))
+
+
+def test_more_ranks_than_processors_are_refused_before_anything_is_begun(tmp_path: Path) -> None:
+    run = make_run(tmp_path, num_ranks=4, cpus_per_rank=1000)
+    with pytest.raises(ClusterError, match=r"train.num_ranks=4 with train.cpus_per_rank=1000 needs 4000 CPUs"):
+        stage.run(run)
+    assert not (run.stage("train", "all-seed0") / "stage.json").exists()
+
+
+def test_too_few_rows_stop_the_stage_before_any_rank_starts(tmp_path: Path, forked: list[list[str]]) -> None:
+    with pytest.raises(UserError, match=r"9 rows are fewer than train.global_batch_size=12"):
+        stage.run(make_run(tmp_path, global_batch_size=12, arms=["gold"]))
+    assert forked == []
+
+
+def test_the_last_whole_row_of_growing_metrics_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert stage.last_row(path) == {}
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "selection/loss": 3.0}\n{"step": 2, "lo')
+    assert stage.last_row(path) == {"step": 1, "loss": 2.0}

@@ -1,0 +1,120 @@
+"""The same training under a real local Ray: a rank that dies, a rank that refuses."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.config import ClusterSpec
+from cluster.session import ray_session
+from cluster.train_group import GroupError, GroupSpec, run_group
+from tests.distributed.ranks import make_spec, renamed, steps_logged, train_on_ranks
+from w2sr.training.spec import TrainSpec
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        with ray_session(ClusterSpec(num_cpus=2, num_gpus=0)):
+            yield
+
+
+def group(folder: Path, max_failures: int = 1) -> GroupSpec:
+    return GroupSpec(num_ranks=2, cpus_per_rank=1, use_gpu=False, max_failures=max_failures, work_dir=folder / "group")
+
+
+def train_and_die_once(specs: list[str]) -> None:
+    """What a rank runs: rank 1 is killed when the first student has logged its third step, but only in the first attempt."""
+    from w2sr.training.loop import train_each
+
+    first = TrainSpec.from_json(specs[0], "test")
+    if os.environ["RANK"] == "1" and not Path(first.output).with_suffix(".died").exists():
+        threading.Thread(target=_die_after_three_steps, args=(Path(first.output),), daemon=True).start()
+    train_each(specs)
+
+
+def _die_after_three_steps(output: Path) -> None:
+    path = output / "metrics.jsonl"
+    while not path.exists() or '"step": 3,' not in path.read_text():
+        time.sleep(0.005)
+    output.with_suffix(".died").touch()
+    os.kill(os.getpid(), 9)
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_group_whose_rank_dies_goes_on_and_gives_the_bits_of_torchrun(tmp_path: Path) -> None:
+    calm = make_spec(tmp_path, "calm", max_steps=20)
+    for code, output in train_on_ranks(tmp_path, [calm]):
+        assert code == 0, output
+    specs = [renamed(calm, name) for name in ("first", "second")]
+    polls = list[float]()
+    run_group(train_and_die_once, [spec.to_json() for spec in specs], group(tmp_path), lambda: polls.append(time.monotonic()))
+    assert Path(specs[0].output).with_suffix(".died").exists()
+    for spec in specs:
+        exported = (Path(spec.output) / "model" / "model.safetensors").read_bytes()
+        assert exported == (Path(calm.output) / "model" / "model.safetensors").read_bytes()
+        assert steps_logged(spec) == list(range(1, 21))
+    assert len(polls) > 3
+    assert not (tmp_path / "group").exists()
+
+
+def refuse(folder: str) -> None:
+    """Rank 1 finds the user's mistake; rank 0 waits for it."""
+    with open(Path(folder) / f"attempts{os.environ['RANK']}", "a") as file:
+        file.write("x")
+    if os.environ["RANK"] == "1":
+        raise ValueError("learning_rate=7 is too much; give less")
+    time.sleep(60)
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_users_mistake_on_a_rank_arrives_as_its_message_and_is_not_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(GroupError, match=r"^learning_rate=7 is too much; give less$"):
+        run_group(refuse, str(tmp_path), group(tmp_path, max_failures=3), lambda: None)
+    assert (tmp_path / "attempts1").read_text() == "x"
+
+
+class WorkerGroupError(RuntimeError):
+    """As Ray Train's: it carries what each rank failed with."""
+
+    def __init__(self, failures: dict[int, Exception]) -> None:
+        self.worker_failures = failures
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            WorkerGroupError({0: RuntimeError("gloo\nConnection closed by peer"), 1: RuntimeError("Traceback\nOSError: the disk is gone")}),
+            r"rank 1 of 2 failed more often than max_failures=2 allows: OSError: the disk is gone\. Run the same command again",
+        ),
+        (TimeoutError("no processors"), "the group of 2 ranks could not run: no processors"),
+    ],
+)
+def test_ranks_that_keep_failing_are_named_with_their_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fit(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("cluster.train_group._fit", fit)
+    with pytest.raises(GroupError, match=message):
+        run_group(refuse, "", group(tmp_path, max_failures=2), lambda: None)
+
+
+@pytest.mark.usefixtures("ray")
+def test_what_the_poll_raises_ends_the_wait(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_group(refuse, str(tmp_path), group(tmp_path), interrupted)
+    assert time.monotonic() - began < 10

@@ -162,9 +162,7 @@ def test_the_learning_rate_warms_up_and_goes_in_straight_lines_through_the_phase
 
 def test_a_short_build_gives_the_same_digest_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "reserved_expressions", lambda *_: frozenset())
-    digests = [
-        build.build("teacher", tmp_path / run, num_steps=3, num_questions=4, report=lambda _: None) for run in "ab"
-    ]
+    digests = [build.build("teacher", tmp_path / run, num_steps=3, num_questions=4, report=lambda _: None) for run in "ab"]
     assert digests[0] == digests[1]
 
 

@@ -96,10 +96,7 @@ def train(
     started, num_tokens = time.monotonic(), 0
     for step in range(recipe.num_steps):
         phase, factor = recipe.phase_at(step)
-        rows = [
-            encode_row(recipes.sample_row(recipe, phase.mixture, rng, reserved), tokenizer)
-            for _ in range(recipe.batch_rows)
-        ]
+        rows = [encode_row(recipes.sample_row(recipe, phase.mixture, rng, reserved), tokenizer) for _ in range(recipe.batch_rows)]
         num_supervised = sum(label != IGNORED_LABEL for _, labels in rows for label in labels)
         loss_sum = 0.0
         for input_ids, labels in micro_batches(rows, tokenizer.pad_token_id):
@@ -138,11 +135,14 @@ def build(
     recipe = recipes.RECIPES[name]
     if num_steps is not None:
         recipe = replace(recipe, phases=(replace(recipe.phases[0], num_steps=num_steps),))
-    torch.set_num_threads(1)  # sums are reordered with the number of threads, and the bits with them
-    torch.use_deterministic_algorithms(True)
     tokenizer = build_tokenizer()
     reserved = recipes.reserved_expressions(recipe.min_terms, recipe.max_terms)
-    model = train(recipe, tokenizer, reserved, report)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums are reordered with the number of threads, and the bits with them
+    try:
+        model = train(recipe, tokenizer, reserved, report)
+    finally:
+        torch.set_num_threads(num_threads)
     folder = out_dir / name
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)

@@ -71,9 +71,7 @@ def sample_texts(
     return completions
 
 
-def _sample_tokens(
-    model: LlamaForCausalLM, prompts: torch.Tensor, eos_token_id: int, generator: torch.Generator
-) -> torch.Tensor:
+def _sample_tokens(model: LlamaForCausalLM, prompts: torch.Tensor, eos_token_id: int, generator: torch.Generator) -> torch.Tensor:
     """Nucleus sampling from prompts [rows, tokens] of equal length; rows that have ended go on with EOS."""
     import torch
 

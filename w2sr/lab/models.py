@@ -32,9 +32,7 @@ def recorded_digests(models_dir: Path = MODELS_DIR) -> dict[str, str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"the list of lab models {path} cannot be read ({error}); reinstall the package or run `w2sr lab build`"
-        ) from error
+        raise UserError(f"the list of lab models {path} cannot be read ({error}); reinstall the package or run `w2sr lab build`") from error
     return {str(name): str(digest) for name, digest in content.items()}
 
 

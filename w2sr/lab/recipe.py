@@ -72,9 +72,7 @@ def question_messages(expression: str, *, reasoning: bool) -> list[dict[str, str
     return [*system, {"role": "user", "content": task.question_text(expression)}]
 
 
-def sample_row(
-    recipe: ModelRecipe, mixture: Mapping[str, float], rng: random.Random, reserved: frozenset[str]
-) -> Row:
+def sample_row(recipe: ModelRecipe, mixture: Mapping[str, float], rng: random.Random, reserved: frozenset[str]) -> Row:
     """One row of pre-training text. Expressions in `reserved` (the quickstart's own prompts) are never used."""
     styles = sorted(mixture)
     style = rng.choices(styles, weights=[mixture[name] for name in styles])[0]

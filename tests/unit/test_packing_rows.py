@@ -22,6 +22,9 @@ STRIPS_THINKING = CHAT_TEMPLATE.replace(
 ADDS_EMPTY_BLOCK = CHAT_TEMPLATE.replace(
     "<|{{ message['role'] }}|>", "<|{{ message['role'] }}|>{% if message['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
 )
+ADDS_BLOCK_WHERE_MISSING = ADDS_EMPTY_BLOCK.replace(
+    "== 'assistant' %}<think>", "== 'assistant' and '<think>' not in message['content'] %}<think>"
+)
 OPENS_THINKING = CHAT_TEMPLATE.replace(
     "{% if add_generation_prompt %}<|assistant|>", "{% if add_generation_prompt %}<|assistant|><think>\n"
 )
@@ -64,9 +67,21 @@ def test_the_refusal_shows_the_first_lost_text() -> None:
 
 
 def test_what_the_template_inserts_can_be_declared_as_assistant_prefix() -> None:
-    tokenizer = make_tiny_tokenizer(chat_template=ADDS_EMPTY_BLOCK.replace("<think>\n\n</think>\n\n", "{{ '' }}"))
+    tokenizer = make_tiny_tokenizer(chat_template=ADDS_BLOCK_WHERE_MISSING)
+    with pytest.raises(UserError, match="assistant_prefix"):
+        one_row(tokenizer, "5")
     row = one_row(tokenizer, "5", PromptStyle(assistant_prefix="<think>\n\n</think>\n\n"))
     assert tokenizer.decode(row.ids[row.num_prefix :]) == "5<eos>"
+
+
+def test_a_template_may_open_every_turn_with_bos() -> None:
+    tokenizer = make_tiny_tokenizer(chat_template=CHAT_TEMPLATE.replace("{{ bos_token }}", "").replace("<|", "<bos><|"))
+    assert one_row(tokenizer, "5").ids.count(tokenizer.bos_token_id) == 2
+    with pytest.raises(UserError, match="BOS must stand once"):
+        one_row(tokenizer, "5<bos>6")
+    doubled = make_tiny_tokenizer(chat_template=CHAT_TEMPLATE.replace("<|", "<bos><|"))
+    with pytest.raises(UserError, match="BOS must stand once"):
+        one_row(doubled, "5")
 
 
 def test_a_generation_prompt_may_open_the_think_block() -> None:

@@ -108,6 +108,7 @@ class _Gate:
         self.limits = limits
         self._prefix: tuple[str, Prefix] | None = None
         self._end_ids: dict[str, tuple[int, ...]] = {}
+        self._bos_opens_turns = style.format == "chat" and _bos_opens_turns(tokenizer)
         if len(tokenizer) > limits.vocab_size and max(tokenizer.get_vocab().values()) >= limits.vocab_size:
             raise UserError(
                 f"tokenizer {tokenizer.name_or_path} has token ids up to {max(tokenizer.get_vocab().values())}, but the model has only "
@@ -189,8 +190,9 @@ class _Gate:
         if stop is not None:
             raise UserError(f"{where}: the trace itself contains the end token (id {stop}); remove the token from the text")
         bos = self.tokenizer.bos_token_id
-        # Some tokenizers use one token for BOS and EOS; then the last token is no second BOS.
-        if bos is not None and (row.ids[0] != bos or bos in row.ids[1:-1]):
+        # A second BOS is looked for up to the last token: some tokenizers have one token for BOS and EOS. Others open every turn with BOS.
+        second = row.ids[1:2] + tuple(text_ids) if self._bos_opens_turns else row.ids[1:-1]
+        if bos is not None and (row.ids[0] != bos or bos in second):
             places = [place for place, token in enumerate(row.ids) if token == bos]
             raise UserError(f"{where}: BOS must stand once, at position 0, but stands at {places}; correct the chat template or the text")
         decoded = self.tokenizer.decode(row.ids[row.num_prefix :], skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -200,3 +202,10 @@ class _Gate:
                 f"{where}: the supervised tokens decode to another text, {decoded[same : same + 40]!r} in place of "
                 f"{supervised_text[same : same + 40]!r}; the tokenizer cannot write this trace: change the text or the tokenizer"
             )
+
+
+def _bos_opens_turns(tokenizer: Any) -> bool:
+    """Whether the chat template writes BOS in front of every turn (SmolLM2 does), not only at the start."""
+    messages = [{"role": "user", "content": "a"}]
+    before, after = (render_chat(tokenizer, messages, add_generation_prompt=prompt) for prompt in (False, True))
+    return bool(tokenizer.bos_token) and tokenizer.bos_token in after[len(before) :]

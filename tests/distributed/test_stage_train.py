@@ -44,7 +44,7 @@ def make_run(folder: Path, chat_template: str | None = None, **train: Any) -> Ru
         "evaluate": {"sampling": sampling},
     }
     run = Run(PipelineConfig.model_validate(values), folder, lambda: nullcontext())
-    prompts = [Prompt(f"p{n}", "selection", f"{n}+1", str(n + 1), text(n), "test", "{}") for n in range(3)]
+    prompts = [Prompt(f"p{n}", "selection", f"{n}+1", str(n + 1), text(n), "test", "{}") for n in range(5)]
     done(run, "prompts", {"selection": prompts}, Prompt)
     arm = [Example(f"e{n}", f"p{n}", f"{n}+1", text(n), "t", None, None) for n in range(11)]
     long = Example("e11", "p11", "11+1", "x" * 80, "t", None, None)
@@ -85,6 +85,35 @@ def forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     return groups
 
 
+def selection_loss(run: Run) -> float:
+    """Mean NLL of the selection prompts' traces under the untrained student, row by row in this process."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = run.config.student.model
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    rows = stage._selection_rows(run, tokenizer, stage.model_limits(Path(folder)))
+    assert rows is not None
+    nll, count = 0.0, 0
+    for row in rows.kept:
+        with torch.no_grad():
+            logits = model(torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        nll -= sum(float(logits[place - 1, row.ids[place]]) for place in range(row.num_prefix, len(row.ids)))
+        count += row.num_supervised
+    return nll / count
+
+
+def test_selection_traces_the_student_cannot_read_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from transformers import AutoTokenizer
+
+    run = make_run(tmp_path)
+    prompt = Prompt("p", "selection", "?", "½", "½", "test", "{}")
+    write_table(run.stage("prompts") / "selection.parquet", [prompt], Prompt)
+    folder = Path(run.config.student.model)
+    assert stage._selection_rows(run, AutoTokenizer.from_pretrained(folder), stage.model_limits(folder)) is None
+    assert "selection/loss is not logged: example p" in caplog.text
+
+
 def test_every_student_is_trained_committed_and_skipped_the_next_time(
     tmp_path: Path, forked: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,8 +129,9 @@ def test_every_student_is_trained_committed_and_skipped_the_next_time(
     assert json.loads((folder / "too_long.json").read_text())["prompt_ids"] == ["p11"]
     assert not (folder / "rows.safetensors").exists()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    watched = [row["step"] for row in rows if "selection/loss" in row]
-    assert watched == [0, 3]
+    watched = [(row["step"], row["selection/loss"]) for row in rows if "selection/loss" in row]
+    assert [step for step, _ in watched] == [0, 3]
+    assert watched[0][1] == pytest.approx(selection_loss(run), rel=1e-5)
     assert "train all-seed0: 3/3 steps" in capsys.readouterr().err
     stage.run(run)
     assert len(forked) == 1

@@ -6,7 +6,6 @@ ValueError of a rank means "this cannot work": it reaches the caller as GroupErr
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -35,7 +34,7 @@ class GroupError(ClusterError):
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """How many ranks, what each gets, and how often the group may be started again. `work_dir`: a folder all ranks share; left clean."""
+    """How many ranks, what each gets, how often the group may be started again; `work_dir` is a folder of its own that all ranks share."""
 
     num_ranks: int
     cpus_per_rank: float
@@ -52,22 +51,22 @@ def run_group(function: Callable[[Argument], None], argument: Argument, spec: Gr
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    shutil.rmtree(spec.work_dir, ignore_errors=True)  # of a group that was killed or refused
     run_dir = spec.work_dir / f"group-{uuid.uuid4().hex[:8]}"
     run_dir.mkdir(parents=True)
     outcome = _Outcome()
     # In a thread of its own, Ray Train leaves Ctrl-C to us; the ranks end with the Ray session.
     thread = threading.Thread(target=outcome.fill, args=(lambda: _fit(function, argument, spec, run_dir),), name="ray-train", daemon=True)
     thread.start()
-    while thread.is_alive():
+    while thread.is_alive() and _refusal(run_dir) is None:
         thread.join(POLL_S)
         on_poll()
     on_poll()
     refusal = _refusal(run_dir)
-    shutil.rmtree(run_dir, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        spec.work_dir.rmdir()  # unless another group is at work there
     if refusal is not None:
+        # Ray Train will start the ranks once more, see that they return at once, and end; nobody has to wait for that.
         raise GroupError(refusal)
+    shutil.rmtree(spec.work_dir, ignore_errors=True)
     if outcome.error is not None:
         raise GroupError(_explain(outcome.error, spec)) from outcome.error
 

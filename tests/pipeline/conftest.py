@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -77,6 +79,13 @@ class Command:
         while self.left_over() and time.monotonic() < deadline:
             time.sleep(0.2)
         assert not self.left_over(), f"processes {self.left_over()} outlived their command"
+
+    def end_orphans(self) -> None:
+        """After a SIGKILL of the command: most of Ray ends with it, but two of Ray's agents look for their parent only now and then."""
+        time.sleep(3)
+        for pid in self.left_over():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 200) -> None:

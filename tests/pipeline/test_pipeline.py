@@ -64,7 +64,7 @@ def test_a_changed_config_is_refused_and_the_old_one_kept(calm_run: Path) -> Non
     resolved = (calm_run / "config.yaml").read_text()
     code, output = small_run(calm_run, "train.learning_rate=0.5").run()
     assert code == 2
-    assert "learning_rate: 0.001 -> 0.5" in output
+    assert "learning_rate: 0.0003 -> 0.5" in output
     assert "Traceback" not in output
     assert (calm_run / "config.yaml").read_text() == resolved
 
@@ -84,7 +84,9 @@ def test_killed_at_any_stage_and_run_again_gives_the_same_artifacts(calm_run: Pa
         process.send_signal(kind)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == expected, output
-        if kind != signal.SIGKILL:
+        if kind == signal.SIGKILL:
+            command.end_orphans()
+        else:
             assert "run the same command again to go on" in output
             assert "Traceback" not in output
         command.wait_until_gone()

@@ -70,6 +70,7 @@ def compare(run: Run) -> Comparison:
     """Read every contestant's answers and verdicts and compare them. Raises UserError naming the first label that is not evaluated."""
     evaluate = run.config.evaluate
     contestants = contestants_of(run)
+    run.digest("prompts")  # raises when they are not there
     folder = run.stage("evaluate", evaluate.split)
     prompt_ids = [prompt.prompt_id for prompt in iter_table(run.stage("prompts") / f"{evaluate.split}.parquet", Prompt)]
     values = {

@@ -121,12 +121,12 @@ def test_every_student_is_trained_committed_and_skipped_the_next_time(
     stage.run(run)
     assert forked == [["all-seed0", "gold-seed0"]]
     manifest = Manifest.load(run.stage("train", "all-seed0"))
-    assert manifest.counts["rows"] == manifest.counts["kept"] + manifest.counts["too_long"] == 12
+    assert manifest.counts["rows"] == manifest.counts["kept"] + manifest.counts["too_long"] + manifest.counts["unwritable"] == 12
     assert (manifest.counts["too_long"], manifest.counts["steps"]) == (1, 3)
-    assert {"model/model.safetensors", "model/chat_template.jinja", "too_long.json"} <= set(manifest.files)
+    assert {"model/model.safetensors", "model/chat_template.jinja", "dropped.json"} <= set(manifest.files)
     assert set(manifest.usage) == {"tokens", "device_seconds"}
     folder = run.stage("train", "all-seed0")
-    assert json.loads((folder / "too_long.json").read_text())["prompt_ids"] == ["p11"]
+    assert json.loads((folder / "dropped.json").read_text())["unwritable"] == []
     assert not (folder / "rows.safetensors").exists()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     watched = [(row["step"], row["selection/loss"]) for row in rows if "selection/loss" in row]

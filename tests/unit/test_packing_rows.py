@@ -133,6 +133,15 @@ def test_a_trace_the_tokenizer_cannot_write_is_refused() -> None:
         one_row(make_tiny_tokenizer(), "½")
 
 
+def test_one_stray_trace_in_a_hundred_is_dropped_and_counted_and_more_are_refused() -> None:
+    tokenizer = make_tiny_tokenizer()
+    good = [example("5", name=f"e{number}") for number in range(198)]
+    rows = build_rows(tokenizer, CHAT, [*good, example("½", name="odd"), example("5<eos>6", name="end")], 256, limits_of(tokenizer))
+    assert (len(rows.kept), rows.unwritable) == (198, ("odd", "end"))
+    with pytest.raises(UserError, match=r"2 of 199 rows fail the gate. The first: example odd .* decode to another text"):
+        build_rows(tokenizer, CHAT, [*good[1:], example("½", name="odd"), example("½", name="odd2")], 256, limits_of(tokenizer))
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
     tokenizer = make_tiny_tokenizer()
     with pytest.raises(UserError, match=r"token ids up to \d+, but the model has only 50 embeddings"):
@@ -157,7 +166,7 @@ def test_long_rows_are_dropped_and_counted_never_cut() -> None:
     whole = one_row(tokenizer, "5")
     rows = build_rows(tokenizer, CHAT, [example("5"), example("55", name="e1")], len(whole.ids), limits_of(tokenizer))
     assert rows.kept == (whole,)
-    assert rows.too_long == ("prompt-of-e1",)
+    assert rows.too_long == ("e1",)
 
 
 def test_a_limit_below_every_row_is_refused_with_the_needed_one() -> None:

@@ -18,6 +18,8 @@ from w2sr.errors import UserError
 from w2sr.prompting import Prefix, PromptStyle, messages_of, render_chat, render_prefix
 from w2sr.records import Example
 
+# A stray trace that the tokenizer cannot write is dropped and counted; a larger share means that the tokenizer is the wrong one.
+MAX_UNWRITABLE_SHARE = 0.01
 THINK_OPENINGS = ("<think>\n", "<think>")
 
 
@@ -38,10 +40,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows that fit, and the prompt ids of those dropped because they are longer than the limit (one entry a row)."""
+    """The rows that fit, and the ids of the examples dropped: longer than the limit, or not to be written by the tokenizer."""
 
     kept: tuple[Row, ...]
     too_long: tuple[str, ...]
+    unwritable: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,9 @@ def model_limits(folder: str | Path) -> ModelLimits:
 def build_rows(tokenizer: Any, style: PromptStyle, examples: Iterable[Example], max_length: int, limits: ModelLimits) -> Rows:
     """Return the gated rows of `examples`, in order.
 
-    `max_length` counts all tokens of a row. Longer rows are dropped, never cut. Raises UserError when a row fails the gate, when
-    there is no example, or when no row fits.
+    `max_length` counts all tokens of a row. Longer rows are dropped, never cut; so is a row whose trace the tokenizer cannot write (empty,
+    with an end token inside, or read back as another text). Raises UserError when the template or the tokenizer fails the gate, when more
+    than MAX_UNWRITABLE_SHARE of the rows cannot be written, when there is no example, or when no row fits.
     """
     if limits.max_positions is not None and max_length > limits.max_positions:
         raise UserError(
@@ -81,14 +85,20 @@ def build_rows(tokenizer: Any, style: PromptStyle, examples: Iterable[Example], 
     gate = _Gate(tokenizer, style, limits)
     kept: list[Row] = []
     too_long: list[str] = []
+    unwritable: dict[str, _UnwritableError] = {}
     shortest = 0
     for example in examples:
-        row = gate.row(example)
+        try:
+            row = gate.row(example)
+        except _UnwritableError as error:
+            unwritable[example.example_id] = error
+            continue
         if len(row.ids) <= max_length:
             kept.append(row)
         else:
-            too_long.append(row.prompt_id)
+            too_long.append(row.example_id)
             shortest = min(shortest or len(row.ids), len(row.ids))
+    _refuse_many(unwritable, len(kept) + len(too_long) + len(unwritable))
     if not kept:
         if not too_long:
             raise UserError("there is no example to train on; look at curate/funnel.json for the reasons, or train other arms (train.arms)")
@@ -96,7 +106,16 @@ def build_rows(tokenizer: Any, style: PromptStyle, examples: Iterable[Example], 
             f"all {len(too_long)} rows are longer than train.max_length={max_length} tokens; the shortest has {shortest}: raise it to at "
             f"least {shortest}"
         )
-    return Rows(tuple(kept), tuple(too_long))
+    return Rows(tuple(kept), tuple(too_long), tuple(unwritable))
+
+
+class _UnwritableError(UserError):
+    """The tokenizer cannot write this one trace as supervised tokens."""
+
+
+def _refuse_many(unwritable: dict[str, _UnwritableError], total: int) -> None:
+    if len(unwritable) > MAX_UNWRITABLE_SHARE * total:
+        raise UserError(f"{len(unwritable)} of {total} rows fail the gate. The first: {next(iter(unwritable.values()))}")
 
 
 class _Gate:
@@ -185,10 +204,10 @@ class _Gate:
     def _check_tokens(self, row: Row, text_ids: Sequence[int], supervised_text: str) -> None:
         where = f"example {row.example_id} with tokenizer {self.tokenizer.name_or_path}"
         if not text_ids:
-            raise UserError(f"{where}: the trace is empty, only the end token would be supervised; remove the example")
+            raise _UnwritableError(f"{where}: the trace is empty, only the end token would be supervised; remove the example")
         stop = next((token for token in text_ids if token in self.limits.stop_ids), None)
         if stop is not None:
-            raise UserError(f"{where}: the trace itself contains the end token (id {stop}); remove the token from the text")
+            raise _UnwritableError(f"{where}: the trace itself contains the end token (id {stop}); remove the token from the text")
         bos = self.tokenizer.bos_token_id
         # A second BOS is looked for up to the last token: some tokenizers have one token for BOS and EOS. Others open every turn with BOS.
         second = row.ids[1:2] + tuple(text_ids) if self._bos_opens_turns else row.ids[1:-1]
@@ -198,7 +217,7 @@ class _Gate:
         decoded = self.tokenizer.decode(row.ids[row.num_prefix :], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if decoded != supervised_text:
             same = next((i for i, (a, b) in enumerate(zip(decoded, supervised_text)) if a != b), min(len(decoded), len(supervised_text)))
-            raise UserError(
+            raise _UnwritableError(
                 f"{where}: the supervised tokens decode to another text, {decoded[same : same + 40]!r} in place of "
                 f"{supervised_text[same : same + 40]!r}; the tokenizer cannot write this trace: change the text or the tokenizer"
             )

@@ -43,18 +43,19 @@ class _Student:
     def commit(self, result: TrainResult) -> None:
         """Write the manifest of a finished student, and remove its copy of the rows."""
         folder = self.stage.folder
-        too_long = folder / "too_long.json"
-        write_text(too_long, json.dumps({"prompt_ids": self.rows.too_long}, indent=1) + "\n")
-        num_kept, num_long = len(self.rows.kept), len(self.rows.too_long)
+        dropped = folder / "dropped.json"
+        write_text(dropped, json.dumps({"too_long": self.rows.too_long, "unwritable": self.rows.unwritable}, indent=1) + "\n")
+        num_kept, num_long, num_unwritable = len(self.rows.kept), len(self.rows.too_long), len(self.rows.unwritable)
         self.stage.finish(
             {
-                "rows": num_kept + num_long,
+                "rows": num_kept + num_long + num_unwritable,
                 "kept": num_kept,
                 "too_long": num_long,
+                "unwritable": num_unwritable,
                 "steps": result.steps,
                 "supervised_tokens": result.supervised_tokens,
             },
-            [too_long, *(path for path in (folder / "model").rglob("*") if path.is_file())],
+            [dropped, *(path for path in (folder / "model").rglob("*") if path.is_file())],
             {"tokens": result.tokens, "device_seconds": round(result.seconds * self.spec.train.num_ranks, 3)},
         )
         for path in {self.spec.rows, self.spec.selection_rows} - {None}:

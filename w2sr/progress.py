@@ -55,12 +55,13 @@ class Progress:
 class MetricsLog:
     """Numbers over steps, to `metrics.jsonl` and TensorBoard events in the same folder. One writer per folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, first_step: int | None = None) -> None:
+        """Open both for appending. `first_step`: events from there on belong to an attempt that was cut short, and are hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._board = SummaryWriter(log_dir=str(folder))
+        self._board = SummaryWriter(log_dir=str(folder), purge_step=first_step)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write one row: `values` at `step`."""

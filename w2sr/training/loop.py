@@ -60,7 +60,7 @@ def train(spec: TrainSpec) -> bool:
         stack.callback(trainer.engine.close)
         if group.rank == 0:
             _forget_steps_from(Path(spec.output) / METRICS, trainer.position.step)
-            trainer.metrics = stack.enter_context(MetricsLog(Path(spec.output)))
+            trainer.metrics = stack.enter_context(MetricsLog(Path(spec.output), first_step=trainer.position.step + 1))
         if not trainer.run():
             return False
         trainer.finish()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from w2sr.config import PipelineConfig, dump_config
 from w2sr.errors import UserError
@@ -78,17 +80,20 @@ def _logging_to(path: Path) -> Iterator[None]:
     logging.Formatter.converter = time.gmtime
     to_console = logging.StreamHandler()
     to_console.setFormatter(logging.Formatter("%(message)s"))
-    handlers = (to_file, to_console)
-    for handler in handlers:
-        root.addHandler(handler)
-    try:
+    with ExitStack() as cleanup:
+        for handler in (to_file, to_console):
+            root.addHandler(handler)
+            cleanup.callback(handler.close)
+            cleanup.callback(root.removeHandler, handler)
+        cleanup.push(functools.partial(_log_failure, to_file))
         yield
-    except BaseException as error:
-        # The full traceback belongs in the file; the command line shows one message.
-        root.removeHandler(to_console)
-        root.error("%s: %s", type(error).__name__, error, exc_info=error)
-        raise
-    finally:
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()
+
+
+def _log_failure(
+    to_file: logging.Handler, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """Put the full traceback into the attempt's file; on the console the command line shows one message."""
+    if kind is not None and error is not None:
+        text = f"{kind.__name__}: {error}"
+        record = logging.LogRecord("w2sr", logging.ERROR, __file__, 0, text, None, (kind, error, trace))
+        to_file.handle(record)

@@ -28,6 +28,8 @@ from cluster.errors import ClusterError
 OBJECT_STORE_BYTES = 256 * 2**20
 # A socket's path is limited to 107 bytes, of which Ray's own names below its temporary folder take 64.
 LONGEST_TEMP_DIR = 40
+# Ray's own processes listen on about ten ports, each of its workers on one, and a training group on a few.
+NEEDED_PORTS = 24
 CONNECT_TIMEOUT_S = 10.0
 
 
@@ -37,7 +39,7 @@ def ray_session(spec: ClusterSpec) -> Iterator[None]:
 
     A private Ray wants a token from everybody who talks to it; the token lives in a file that only this user can read and is never an
     argument or an output. A cluster at an address is reached with the token of the environment (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH).
-    Raises ClusterError when the machine has fewer processors than `spec` asks for, or the address does not answer.
+    Raises ClusterError when the machine has fewer processors than `spec` asks for, no free ports, or the address does not answer.
     """
     _check_machine(spec)
     with contextlib.ExitStack() as cleanup:
@@ -47,6 +49,7 @@ def ray_session(spec: ClusterSpec) -> Iterator[None]:
         assert not ray.is_initialized(), "this process has a Ray session already"
         cleanup.callback(ray.shutdown)
         if folder is not None:
+            check_ports()
             _start(ray, spec, folder)
         else:
             _connect(ray, spec)
@@ -90,6 +93,20 @@ def _check_machine(spec: ClusterSpec) -> None:
     for name, asked, has in (("num_cpus", spec.num_cpus, machine_cpus), ("num_gpus", spec.num_gpus, machine_gpus)):
         if asked is not None and asked > has():
             raise ClusterError(f"cluster.{name}={asked}, but this machine has {has()}; give at most that, or leave it out to use all")
+
+
+def check_ports(number: int = NEEDED_PORTS) -> None:
+    """Raise ClusterError unless `number` ports are free on loopback. Without this check Ray waits half a minute and names no cause."""
+    with contextlib.ExitStack() as held:
+        for found in range(number):
+            probe = held.enter_context(socket.socket())
+            try:
+                probe.bind(("127.0.0.1", 0))
+            except OSError as error:
+                raise ClusterError(
+                    f"only {found} of the {number} ports that Ray needs are free on 127.0.0.1 ({error.strerror}); end programs that hold "
+                    "many connections, or widen the range in /proc/sys/net/ipv4/ip_local_port_range"
+                ) from error
 
 
 def _capacity(spec: ClusterSpec) -> tuple[float, float]:

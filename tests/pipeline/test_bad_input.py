@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from launcher.cli import main
-from tests.pipeline.conftest import QUICKSTART, Command, small_run
+from tests.pipeline.conftest import QUICKSTART, ROOT, Command, small_run
 from w2sr.artifacts import Manifest
 
 GOOD_LINE = json.dumps({"question": "State the final answer to the following arithmetic problem: 1 + 2 =", "answer": "3"})
@@ -138,3 +140,17 @@ def test_a_full_disk_is_said_and_what_was_finished_is_kept(small_disk: Path) -> 
     assert Manifest.load(small_disk / "run" / "prompts").counts["train"] == 200
     filler.unlink()
     assert small_run(small_disk / "run", "prompts.num_train=200", command="prompts").run()[0] == 0
+
+
+def test_no_free_port_is_said_at_once(tmp_path: Path) -> None:
+    command = small_run(tmp_path / "run", command="prompts")
+    assert command.run()[0] == 0
+    narrow = "ip link set lo up && echo 50000 50003 > /proc/sys/net/ipv4/ip_local_port_range"
+    alone = ["unshare", "--net", "sh", "-c"]
+    if subprocess.run([*alone, narrow], capture_output=True, check=False).returncode:
+        pytest.skip("a network of its own needs root and Debian's iproute2")
+    line = shlex.join([sys.executable, "-m", "launcher", *small_run(tmp_path / "run", command="generate").arguments])
+    done = subprocess.run([*alone, f"{narrow} && exec {line}"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "ports that Ray needs are free on 127.0.0.1" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ outright, the kernel ends Ray's processes with it (Ray asks for that on Linux).
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import importlib
 import os
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,13 +127,29 @@ def _count(number: float, kind: str) -> str:
 
 
 def _private_folder(cleanup: contextlib.ExitStack) -> Path:
-    parent = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="w2sr-ray-", dir=parent if len(parent) <= LONGEST_TEMP_DIR - 20 else "/tmp"))
+    parent = Path(tempfile.gettempdir())
+    parent = parent if len(str(parent)) <= LONGEST_TEMP_DIR - 20 else Path("/tmp")
+    _sweep(parent)
+    folder = Path(tempfile.mkdtemp(prefix="w2sr-ray-", dir=parent))
     cleanup.callback(shutil.rmtree, folder, ignore_errors=True)  # Ray's last log lines may race with the removal
-    descriptor = os.open(folder / "token", os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(_token())
+    file = cleanup.enter_context(os.fdopen(os.open(folder / "token", os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w"))
+    fcntl.flock(file, fcntl.LOCK_EX)  # held while this process lives: by it a later session knows that the folder is in use
+    file.write(_token())
+    file.flush()
     return folder
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the folders, and the tokens in them, of this user's sessions that were killed outright."""
+    for token in parent.glob("w2sr-ray-*/token"):
+        try:
+            with open(token, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # A younger one may be about to be locked.
+                if time.time() - os.fstat(file.fileno()).st_mtime > 60:
+                    shutil.rmtree(token.parent, ignore_errors=True)
+        except OSError:
+            continue  # in use, another user's, or just removed by somebody else
 
 
 @functools.cache

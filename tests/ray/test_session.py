@@ -172,3 +172,19 @@ def test_a_long_temporary_folder_is_avoided_for_the_sake_of_sockets(tmp_path: Pa
         folder = session._private_folder(cleanup)
         assert len(str(folder)) <= session.LONGEST_TEMP_DIR
     assert not folder.exists()
+
+
+def test_folders_of_killed_sessions_are_swept_and_live_ones_stay(tmp_path: Path) -> None:
+    import contextlib
+    import fcntl
+
+    for name in ("w2sr-ray-dead", "w2sr-ray-live", "w2sr-ray-young"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "token").write_text("x")
+        if name != "w2sr-ray-young":
+            os.utime(tmp_path / name / "token", (1, 1))
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(tmp_path / "w2sr-ray-live" / "token"))
+        fcntl.flock(file, fcntl.LOCK_EX)
+        session._sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w2sr-ray-live", "w2sr-ray-young"]

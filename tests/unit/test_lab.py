@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from w2sr.artifacts import model_digest
 from w2sr.errors import UserError
 from w2sr.lab import build, models, recipe, task
 from w2sr.lab.tokenizer import build_tokenizer
+from w2sr.prompting import messages_of
 
 TOKENIZER = build_tokenizer()
 
@@ -90,7 +93,7 @@ def test_other_characters_become_the_unknown_token() -> None:
 
 
 def test_the_chat_template_writes_one_bos_and_ends_an_answer_with_eos() -> None:
-    prompt = recipe.question_messages("4 + 3 - 9", reasoning=True)
+    prompt = messages_of(recipe.PROMPT_STYLES["reasoning"], task.question_text("4 + 3 - 9"))
     chain = task.worked_chain("4 + 3 - 9")
     row = TOKENIZER.apply_chat_template([*prompt, {"role": "assistant", "content": chain}], tokenize=False)
     prefix = TOKENIZER.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
@@ -108,12 +111,11 @@ def test_the_chat_template_refuses_an_unknown_role() -> None:
 
 
 def test_shipped_models_match_their_recorded_digests_and_recipes() -> None:
-    assert set(models.recorded_digests()) == set(recipe.RECIPES)
+    records = models.read_records()
+    assert set(records) == set(recipe.RECIPES)
     for name, made_by in recipe.RECIPES.items():
-        folder = Path(models.resolve_model(f"lab:{name}"))
-        record = json.loads((folder / models.RECORD_FILE).read_text())
-        assert record["sha256"] == models.folder_digest(folder)
-        assert record["recipe"] == json.loads(json.dumps(build.recipe_record(made_by)))
+        assert records[name]["digest"] == model_digest(Path(models.resolve_model(f"lab:{name}")))
+        assert records[name]["recipe"] == json.loads(json.dumps(asdict(made_by)))
 
 
 def test_a_name_without_the_lab_prefix_comes_back_unchanged() -> None:
@@ -135,7 +137,7 @@ def test_a_changed_or_missing_model_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(copy / "teacher")
     with pytest.raises(UserError, match="missing"):
         models.resolve_model("lab:teacher", copy)
-    (copy / models.DIGESTS_FILE).write_text("{")
+    (copy / models.RECORD_FILE).write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         models.resolve_model("lab:teacher", copy)
 
@@ -160,10 +162,24 @@ def test_the_learning_rate_warms_up_and_goes_in_straight_lines_through_the_phase
         made_by.phase_at(150)
 
 
-def test_a_short_build_gives_the_same_digest_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_build_gives_the_same_record_twice_and_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "reserved_expressions", lambda *_: frozenset())
-    digests = [build.build("teacher", tmp_path / run, num_steps=3, num_questions=4, report=lambda _: None) for run in "ab"]
-    assert digests[0] == digests[1]
+    for run in "ab":
+        build.build("teacher", tmp_path / run, num_steps=3, num_questions=4, report=lambda _: None)
+    records = [models.read_records(tmp_path / run) for run in "ab"]
+    assert records[0] == records[1]
+    assert models.resolve_model("lab:teacher", tmp_path / "a") == str(tmp_path / "a" / "teacher")
+
+
+def test_recording_one_model_keeps_the_record_of_the_other(tmp_path: Path) -> None:
+    copy = tmp_path / "models"
+    shutil.copytree(models.MODELS_DIR, copy)
+    before = models.read_records(copy)
+    build.record(recipe.TEACHER, copy, num_questions=50, report=lambda _: None)
+    after = models.read_records(copy)
+    assert after["student"] == before["student"]
+    assert after["teacher"]["digest"] == before["teacher"]["digest"]
+    assert after["teacher"]["accuracy"]["reasoning"] == pytest.approx(before["teacher"]["accuracy"]["reasoning"], abs=0.2)
 
 
 def test_a_build_of_an_unknown_name_is_refused(tmp_path: Path) -> None:

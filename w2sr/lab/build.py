@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from w2sr.artifacts import model_digest
 from w2sr.errors import UserError
 from w2sr.lab import recipe as recipes
 from w2sr.lab.measure import measure_accuracy
-from w2sr.lab.models import DIGESTS_FILE, RECORD_FILE, folder_digest, recorded_digests
+from w2sr.lab.models import RECORD_FILE, read_records
 from w2sr.lab.tokenizer import build_tokenizer
+from w2sr.tables import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -122,14 +124,9 @@ def train(
 
 
 def build(
-    name: str,
-    out_dir: Path,
-    *,
-    num_steps: int | None = None,
-    num_questions: int = 400,
-    report: Callable[[str], None] = print,
-) -> str:
-    """Make one lab model in out_dir/name and return its digest. `num_steps` shortens the recipe (for tests)."""
+    name: str, out_dir: Path, *, num_steps: int | None = None, num_questions: int = 400, report: Callable[[str], None] = print
+) -> None:
+    """Make one lab model in out_dir/name and record it. `num_steps` shortens the recipe (for tests)."""
     import torch
 
     recipe = recipes.RECIPES[name]
@@ -143,50 +140,31 @@ def build(
         model = train(recipe, tokenizer, reserved, report)
     finally:
         torch.set_num_threads(num_threads)
-    folder = out_dir / name
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    accuracy = {
-        prompt: measure_accuracy(
-            model,
-            tokenizer,
-            reasoning=prompt == "reasoning",
-            num_questions=num_questions,
-            min_terms=recipe.min_terms,
-            max_terms=recipe.max_terms,
-        )
-        for prompt in ("direct", "reasoning")
-    }
-    digest = folder_digest(folder)
-    record = {
-        "recipe": recipe_record(recipe),
-        "accuracy": {prompt: round(value, 4) for prompt, value in accuracy.items()},
-        "sha256": digest,
-    }
-    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    report(f"{name}: direct {accuracy['direct']:.1%}, reasoning {accuracy['reasoning']:.1%}, sha256 {digest}")
-    return digest
+    model.save_pretrained(out_dir / name)
+    tokenizer.save_pretrained(out_dir / name)
+    record(recipe, out_dir, num_questions, report)
 
 
-def recipe_record(recipe: recipes.ModelRecipe) -> dict[str, Any]:
-    """The recipe as the plain data that is stored beside the model."""
-    return asdict(recipe)
+def record(recipe: recipes.ModelRecipe, models_dir: Path, num_questions: int = 400, report: Callable[[str], None] = print) -> None:
+    """Measure the model in models_dir/<recipe.name> and write its digest, recipe and accuracy into models_dir/lab.json.
 
-
-def build_all(out_dir: Path, only: list[str] | None = None, report: Callable[[str], None] = print) -> dict[str, str]:
-    """Make the lab models in `out_dir`, or only the named ones, and record their digests there. Returns name -> digest.
-
-    Raises UserError for a name that has no recipe.
+    Raises UserError when there is no such model, or lab.json exists and cannot be read.
     """
+    folder, path = models_dir / recipe.name, models_dir / RECORD_FILE
+    accuracy = measure_accuracy(folder, recipe, num_questions)
+    digest = model_digest(folder)
+    records = read_records(models_dir) if path.exists() else {}
+    shares = {prompt: round(share, 4) for prompt, share in accuracy.items()}
+    records[recipe.name] = {"digest": digest, "recipe": asdict(recipe), "accuracy": shares}
+    write_text(path, json.dumps(records, indent=2, sort_keys=True) + "\n")
+    report(f"{recipe.name}: direct {accuracy['direct']:.1%}, reasoning {accuracy['reasoning']:.1%}, digest {digest}")
+
+
+def build_all(out_dir: Path, only: list[str] | None = None, report: Callable[[str], None] = print) -> None:
+    """Make and record the lab models in `out_dir`, or only the named ones. Raises UserError for a name that has no recipe."""
     names = list(recipes.RECIPES) if only is None else only
     unknown = [name for name in names if name not in recipes.RECIPES]
     if unknown:
         raise UserError(f"no recipe for lab model {unknown[0]!r}; valid names: {', '.join(recipes.RECIPES)}")
-    out_dir.mkdir(parents=True, exist_ok=True)
-    path = out_dir / DIGESTS_FILE
-    digests = recorded_digests(out_dir) if path.exists() else {}
     for name in names:
-        digests[name] = build(name, out_dir, report=report)
-        path.write_text(json.dumps(digests, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return digests
+        build(name, out_dir, report=report)

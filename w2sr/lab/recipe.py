@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from w2sr.lab import task
+from w2sr.prompting import PromptStyle, messages_of
 
 Row = tuple[list[dict[str, str]], str]
 """The messages of the prompt (empty for plain text) and the text to learn."""
+
+PROMPT_STYLES = {"direct": PromptStyle(), "reasoning": PromptStyle(system=task.REASONING_SYSTEM_PROMPT)}
+"""How a question is put; the system message is what asks for a chain of thought."""
 
 STYLES = ("careful", "hasty", "direct", "facts")
 FACTS_PER_ROW = 5
@@ -66,12 +70,6 @@ class ModelRecipe:
         raise AssertionError(f"step {step} is past the last of {self.num_steps}")
 
 
-def question_messages(expression: str, *, reasoning: bool) -> list[dict[str, str]]:
-    """The prompt of a question; the system message is what asks for a chain of thought."""
-    system = [{"role": "system", "content": task.REASONING_SYSTEM_PROMPT}] if reasoning else []
-    return [*system, {"role": "user", "content": task.question_text(expression)}]
-
-
 def sample_row(recipe: ModelRecipe, mixture: Mapping[str, float], rng: random.Random, reserved: frozenset[str]) -> Row:
     """One row of pre-training text. Expressions in `reserved` (the quickstart's own prompts) are never used."""
     styles = sorted(mixture)
@@ -81,13 +79,14 @@ def sample_row(recipe: ModelRecipe, mixture: Mapping[str, float], rng: random.Ra
     expression = task.sample_expression(rng, recipe.min_terms, recipe.max_terms)
     while expression in reserved:
         expression = task.sample_expression(rng, recipe.min_terms, recipe.max_terms)
+    question = task.question_text(expression)
     if style == "direct":
-        return question_messages(expression, reasoning=False), task.final_answer(task.answer_of(expression))
+        return messages_of(PROMPT_STYLES["direct"], question), task.final_answer(task.answer_of(expression))
     sizes = None
     if style == "hasty":
         num_operations = len(task.parse_expression(expression)[1])
         sizes = task.hasty_group_sizes(rng, num_operations, recipe.max_merged)
-    return question_messages(expression, reasoning=True), task.worked_chain(expression, sizes)
+    return messages_of(PROMPT_STYLES["reasoning"], question), task.worked_chain(expression, sizes)
 
 
 def facts_text(rng: random.Random) -> str:

@@ -111,7 +111,7 @@ def test_selection_traces_the_student_cannot_read_are_left_out_and_said(tmp_path
     write_table(run.stage("prompts") / "selection.parquet", [prompt], Prompt)
     folder = Path(run.config.student.model)
     assert stage._selection_rows(run, AutoTokenizer.from_pretrained(folder), stage.model_limits(folder)) is None
-    assert "selection/loss is not logged: example p" in caplog.text
+    assert "selection/loss is not logged: 1 of 1 rows fail the gate. The first: example p" in caplog.text
 
 
 def test_every_student_is_trained_committed_and_skipped_the_next_time(

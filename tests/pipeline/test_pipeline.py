@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import Command, small_run, wait_for
+from tests.tiny import make_tiny_model
 from w2sr.records import Example, Prompt, Trace, Verification
 from w2sr.status import run_status
 from w2sr.tables import read_table
@@ -122,6 +123,24 @@ def test_prompts_from_a_file_take_the_same_way(tmp_path: Path, calm_run: Path) -
         assert code == 0, output
     gold = read_table(tmp_path / "run" / "curate" / "gold.parquet", Example)
     assert all(example.text.startswith("So ") for example in gold)
+
+
+def test_the_gsm8k_config_runs_on_other_models_zero_3_and_packed(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {a} + {b}?", "answer": f"{a} + {b} = {a + b}\n#### {a + b}"} for a in range(4, 9) for b in range(2, 8)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = make_tiny_model(tmp_path / "model")
+    source = f"{{kind: file, path: {tmp_path / 'sums.jsonl'}, fields: {{reference_trace: answer}}}}"
+    small = ["prompts.num_train=16", "prompts.num_selection=4", "prompts.num_test=6", f"prompts.source={source}"]
+    here = ["teachers.0.pool.gpus_per_replica=0", "evaluate.pool.gpus_per_replica=0", "train.use_gpu=false", "train.precision=fp32"]
+    models = [f"teachers.0.model={model}", f"student.model={model}", "teachers.0.sampling.max_new_tokens=16"]
+    train = ["train.max_length=256", "train.global_batch_size=8", "train.micro_batch_size=2", "curate.arms=[gold]"]
+    evaluate = ["evaluate.sampling.max_new_tokens=16", "evaluate.samples_per_prompt=2", "evaluate.pass_k=[1]"]
+    command = Command(["run", "configs/gsm8k.yaml", f"run_dir={tmp_path / 'run'}", *small, *here, *models, *train, *evaluate])
+    code, output = command.run()
+    assert code == 0, output
+    losses = [json.loads(line) for line in (tmp_path / "run" / "train" / "gold-seed0" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in losses if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 @pytest.mark.parametrize("stage", ["generate", "verify", "curate", "train", "evaluate", "report"])

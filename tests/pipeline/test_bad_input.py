@@ -39,7 +39,7 @@ def with_source(folder: Path, source: str) -> list[str]:
         ("", ["data.jsonl", "holds no rows"]),
         (GOOD_LINE + "\n{broken\n", ["data.jsonl", "line 2"]),
         (GOOD_LINE.replace("question", "frage"), ["'question'", "frage"]),
-        (GOOD_LINE, ["= 2000", "holds 1 different", "num_train"]),
+        (GOOD_LINE, ["num_train + num_selection + num_test = ", "holds 1 different"]),
     ],
     ids=["missing", "empty", "malformed", "missing field", "too few"],
 )

@@ -31,7 +31,7 @@ def num_steps(num_rows: int, global_batch_size: int, epochs: float | None, max_s
     if num_rows < global_batch_size:
         raise UserError(
             f"{num_rows} rows are fewer than train.global_batch_size={global_batch_size}: not one step has enough. "
-            f"Set train.global_batch_size to {num_rows} or less (a multiple of micro_batch_size * num_ranks), or make more rows"
+            f"Set train.global_batch_size to {num_rows} or less (with train.micro_batch_size low enough to divide it), or make more rows"
         )
     if max_steps is not None:
         return max_steps

@@ -26,6 +26,7 @@ from w2sr.tables import write_text
 from w2sr.training import checkpoint
 from w2sr.training.checkpoint import Position
 from w2sr.training.data import RowStore, deal, load_rows, num_steps, rows_of_step
+from w2sr.training.disk import full_disk_explained
 from w2sr.training.dist import Group, join_group
 from w2sr.training.engine import Engine
 from w2sr.training.export import export
@@ -48,7 +49,7 @@ def train(spec: TrainSpec) -> bool:
     """
     if TrainResult.load(Path(spec.output)) is not None:
         return True
-    with ExitStack() as stack:
+    with full_disk_explained(Path(spec.output)), ExitStack() as stack:
         group = join_group(spec.train.use_gpu)
         _prepare_process(spec)
         if group.world_size != spec.train.num_ranks:

@@ -6,6 +6,7 @@ ValueError of a rank means "this cannot work": it reaches the caller as GroupErr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -120,8 +121,9 @@ def _rank_main(config: dict[str, Any]) -> None:
     except ValueError as error:
         path = run_dir / _REFUSAL.format(rank=os.environ["RANK"])
         aside = path.with_suffix(".aside")
-        aside.write_text(json.dumps({"message": str(error)}), encoding="utf-8")
-        os.replace(aside, path)
+        with contextlib.suppress(OSError):  # the disk may be full, which is what the message says; then it travels by Ray alone
+            aside.write_text(json.dumps({"message": str(error)}), encoding="utf-8")
+            os.replace(aside, path)
         raise
 
 

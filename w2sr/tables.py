@@ -6,7 +6,7 @@ import dataclasses
 import os
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,15 +103,3 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8")
-
-
-def chunks(items: Iterable[Record], size: int) -> Iterator[list[Record]]:
-    """Yield consecutive lists of at most `size` items."""
-    chunk: list[Record] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

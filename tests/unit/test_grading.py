@@ -12,13 +12,18 @@ from hypothesis import strategies as st
 from w2sr.errors import UserError
 from w2sr.grading.config import VerifyConfig
 from w2sr.grading.extract import Answers, extract_answers, reference_answer
-from w2sr.grading.grade import Grader, grade_traces
+from w2sr.grading.grade import Grader
 from w2sr.grading.graders import Question, judge_by_scorer, judge_cheaply, judge_exact
 from w2sr.grading.numbers import parse_number
 from w2sr.records import FinishReason, Prompt, Trace, Verification
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 EXACT, MATH, GYM = VerifyConfig(grader="exact"), VerifyConfig(grader="math"), VerifyConfig(grader="reasoning_gym")
+
+
+def grade_traces(traces: list[Trace], prompts: dict[str, Prompt], config: VerifyConfig) -> list[Verification]:
+    with Grader(config) as grader:
+        return grader.grade(traces, prompts)
 
 
 def prompt_of(number: int, answer: str | None, metadata: str = "{}") -> Prompt:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from w2sr.errors import UserError
 from w2sr.records import Prompt, Reject, Trace, seed_of, trace_id_of
-from w2sr.tables import chunks, read_table, replacing, write_table, write_text
+from w2sr.tables import read_table, replacing, write_table, write_text
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -51,13 +51,6 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match=r"a\.parquet is not a readable Parquet file"):
         read_table(tmp_path / "a.parquet", Reject)
-
-
-@given(items=st.lists(st.integers()), size=st.integers(1, 7))
-def test_chunks_keep_order_and_lose_nothing(items: list[int], size: int) -> None:
-    found = list(chunks(items, size))
-    assert [item for chunk in found for item in chunk] == items
-    assert all(len(chunk) == size for chunk in found[:-1])
 
 
 def test_ids_and_seeds_depend_on_what_was_asked_only() -> None:

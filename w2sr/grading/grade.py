@@ -15,28 +15,21 @@ from w2sr.records import Prompt, Trace, Verification
 _STORED_CHARS = 500  # of an answer in a Verification; a longer one ends in an ellipsis there (it is judged whole)
 
 
-def grade_traces(traces: Sequence[Trace], prompts: Mapping[str, Prompt], config: VerifyConfig) -> list[Verification]:
-    """Return the verdict on each of `traces`, in their order; `prompts` maps prompt_id to the prompt each of them answers.
-
-    The last final answer decides (see extract.py). Without one a trace is unverifiable: "error" (the engine failed), "truncated" (the token
-    limit ended it) or "no_answer". Other reasons: "match"; "mismatch"; and, all unverifiable, "no_reference", "unparsable",
-    "unparsable_reference", "timeout", "memory", "crashed".
-
-    Raises UserError when the grader is reasoning_gym and a prompt is not from there.
-    """
-    with Grader(config) as grader:
-        return grader.grade(traces, prompts)
-
-
 class Grader:
-    """`grade_traces` for many calls: grading processes are started when the first difficult answer comes and kept until the end."""
+    """Judges traces. Grading processes are started when the first difficult answer comes and kept until the end."""
 
     def __init__(self, config: VerifyConfig) -> None:
         self._grader = config.grader
         self._pool = GradingPool(config.grader, config.workers, config.timeout_s)
 
     def grade(self, traces: Sequence[Trace], prompts: Mapping[str, Prompt]) -> list[Verification]:
-        """Return the verdict on each of `traces`, in their order."""
+        """Return the verdict on each of `traces`, in their order; `prompts` maps prompt_id to the prompt each of them answers.
+
+        The last final answer decides (see extract.py). Without one a trace is unverifiable: "error" (the engine failed), "truncated" (the
+        token limit ended it) or "no_answer". Other reasons: "match"; "mismatch"; and, all unverifiable, "no_reference", "unparsable",
+        "unparsable_reference", "timeout", "memory", "crashed". Raises UserError when the grader is reasoning_gym and a prompt is not from
+        there.
+        """
         self._refuse_foreign_prompts(traces, prompts)
         answers = [extract_answers(trace.text) for trace in traces]
         questions = [self._question(found, prompts[trace.prompt_id]) for trace, found in zip(traces, answers, strict=True)]

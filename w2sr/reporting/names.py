@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from w2sr.evaluation.contestants import Contestant
-
 ARM_NAMES = {
     "all": ("W2SR", "all traces"),
     "correct": ("W2SR-P", "correct traces"),
@@ -36,8 +34,3 @@ def detail_name(kind: str, arm: str | None, is_ceiling: bool) -> str:
         what = ARM_NAMES.get(arm or "", ("", "trained student"))[1]
         return f"{what}; ceiling" if is_ceiling else what
     return {"base": "student, untuned", "base-cot": "student, untuned"}.get(kind, "writes the traces")
-
-
-def meaning_key(contestant: Contestant) -> str:
-    """Return the key of MEANINGS for a contestant."""
-    return contestant.arm or contestant.kind

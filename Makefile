@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+IN_RAY := tests/distributed/test_train_group.py
 
 .PHONY: setup quickstart study test lint clean
 
@@ -19,8 +20,11 @@ $(STAMP): constraints.txt pyproject.toml
 quickstart: $(STAMP)
 	$(BIN)/w2sr run configs/quickstart.yaml
 
+# Two processes: tests that open a Ray session in pytest's own process stand apart from those that train in it. In one process they were
+# seen to be aborted (SIGABRT), once in three runs.
 test: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --ignore=tests/ray $(addprefix --ignore=,$(IN_RAY))
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/ray $(IN_RAY)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -33,7 +33,9 @@ class Trace:
     """One completion by one generator (a teacher, or a model under evaluation) with what is needed to make it again.
 
     `text` has neither the prefix nor the end-of-sequence token. `finish_reason` is "stop" when the model ended by itself, "length" when
-    the token limit ended it, "error" when the engine failed on this request (then `error` says why and `text` is empty).
+    the token limit ended it, "error" when the engine failed on this request (then `error` says why and `text` is empty). `position` is the
+    request's place in its generator's order: prompt by prompt, sample by sample. `num_tokens` counts generated tokens with the end of
+    sequence; 0 is unknown (a recorded trace, an endpoint that does not say). `model` is the revision as the engine knows it.
     """
 
     trace_id: str
@@ -49,6 +51,10 @@ class Trace:
     model_digest: str
     engine: str
     error: str | None
+    position: int = 0
+    token_ids: list[int] | None = None
+    engine_version: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

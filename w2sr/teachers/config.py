@@ -1,8 +1,11 @@
-"""Which models write traces, and how they are asked and sampled."""
+"""Which models write traces, on which engine, and how they are asked and sampled."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
 
 from w2sr.prompting import PromptStyle
 from w2sr.schema import PLACEMENT, StrictModel
@@ -16,29 +19,144 @@ class SamplingConfig(StrictModel):
     max_new_tokens: int = Field(gt=0, description="Token limit of one completion; a completion ended by it is counted as truncated.")
 
 
-class PoolConfig(StrictModel):
-    """How many engines run side by side and how work is handed to them."""
+class HFEngineConfig(StrictModel):
+    """transformers, in batches: works on a CPU or a GPU with nothing else installed."""
 
-    replicas: int = Field(2, gt=0, description="Engines side by side.", json_schema_extra=PLACEMENT)
-    cpus_per_replica: float = Field(1, gt=0, description="Processors of one replica.", json_schema_extra=PLACEMENT)
-    gpus_per_replica: float = Field(0, ge=0, description="GPUs of one replica; 0 runs on CPU.", json_schema_extra=PLACEMENT)
-    unit_size: int = Field(
-        256,
-        gt=0,
-        description="Requests in a work unit: it is leased to one replica, decoded as fixed batches and committed as one Parquet shard.",
-    )
+    kind: Literal["hf"] = "hf"
     batch_size: int = Field(
         128, gt=0, description="Requests decoded together. It changes rounding, hence belongs to the result's identity."
     )
-    max_attempts: int = Field(2, gt=0, description="Replicas a work unit may kill before it is given up.", json_schema_extra=PLACEMENT)
+
+
+class VLLMEngineConfig(StrictModel):
+    """vLLM with continuous batching, inside a replica."""
+
+    kind: Literal["vllm"]
+    tensor_parallel_size: int = Field(1, gt=0, description="GPUs of one engine, all on one node.")
+    max_in_flight: int = Field(256, gt=0, description="Requests in one engine at a time.", json_schema_extra=PLACEMENT)
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM takes.", json_schema_extra=PLACEMENT
+    )
+    max_model_len: int | None = Field(None, gt=0, description="Longest prompt with answer, in tokens; None: what the model allows.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Precision of weights and activations.")
+    python: str | None = Field(
+        None,
+        description="Interpreter of another environment in which vLLM is installed (vLLM pins versions of its own). None: this one.",
+        json_schema_extra=PLACEMENT,
+    )
+    engine_args: dict[str, Any] = Field(default_factory=dict, description="Further arguments of vLLM's engine, as it names them.")
+
+
+class OpenAIEngineConfig(StrictModel):
+    """An OpenAI-compatible endpoint: a running vLLM or SGLang server, or a hosted service."""
+
+    kind: Literal["openai"]
+    base_url: str = Field(description="Where the endpoint is, for example http://127.0.0.1:8000/v1.")
+    api_key_env: str | None = Field(
+        None, description="Environment variable that holds the key; None: no key is sent.", json_schema_extra=PLACEMENT
+    )
+    api: Literal["chat", "completions"] = Field(
+        "chat", description="chat: the server applies its own template to messages; completions: the text is sent as it is."
+    )
+    max_in_flight: int = Field(32, gt=0, description="Requests on the wire at a time.", json_schema_extra=PLACEMENT)
+    timeout_s: float = Field(600, gt=0, description="Longest wait for one answer.", json_schema_extra=PLACEMENT)
+    max_retries: int = Field(8, ge=0, description="Further tries of a request after faults of the endpoint.", json_schema_extra=PLACEMENT)
+    extra_body: dict[str, Any] = Field(default_factory=dict, description="Further fields of every request, as the endpoint names them.")
+
+
+class RecordedEngineConfig(StrictModel):
+    """Traces that exist already: written by people, or by an earlier run."""
+
+    kind: Literal["recorded"]
+    path: str = Field(description="JSON, JSONL or Parquet file, or the hub id of a dataset.")
+    fields: dict[str, str] = Field(
+        default_factory=lambda: {"question": "question", "text": "text"}, description="Our name of a column: its name in the file."
+    )
+
+
+EngineConfig = Annotated[HFEngineConfig | VLLMEngineConfig | OpenAIEngineConfig | RecordedEngineConfig, Field(discriminator="kind")]
+
+
+class PoolConfig(StrictModel):
+    """How many engines run side by side."""
+
+    replicas: int = Field(2, gt=0, description="Engines side by side, at most.", json_schema_extra=PLACEMENT)
+    min_replicas: int = Field(1, gt=0, description="Engines without which the work does not begin.", json_schema_extra=PLACEMENT)
+    cpus_per_replica: float = Field(1, gt=0, description="Processors of one replica.", json_schema_extra=PLACEMENT)
+    gpus_per_replica: float = Field(
+        0, ge=0, description="GPUs of one replica; 0 runs on CPU. For vllm: its tensor_parallel_size.", json_schema_extra=PLACEMENT
+    )
+    start_timeout_s: float = Field(1800, gt=0, description="Longest wait for a replica to be ready.", json_schema_extra=PLACEMENT)
+    task_timeout_s: float | None = Field(
+        None, gt=0, description="A replica silent for so long over a request is replaced; None: wait.", json_schema_extra=PLACEMENT
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PoolConfig:
+        if self.min_replicas > self.replicas:
+            raise ValueError(f"min_replicas={self.min_replicas} is more than replicas={self.replicas}; give at most that")
+        return self
 
 
 class TeacherConfig(StrictModel):
     """One teacher."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Short name; it appears in trace ids, folders and the report.")
-    model: str = Field(description="Folder of a Hugging Face model, a hub id, or a shipped lab model such as lab:teacher.")
+    model: str | None = Field(
+        None, description="Folder of a Hugging Face model, hub id, or lab model such as lab:teacher; openai: the served model's name."
+    )
+    engine: EngineConfig = Field(default_factory=lambda: HFEngineConfig(), description="What serves the model.")
     style: PromptStyle = Field(default_factory=lambda: PromptStyle(), description="How the question is put to the teacher.")
-    sampling: SamplingConfig = Field(description="How tokens are drawn.")
-    samples_per_prompt: int = Field(1, gt=0, description="Traces of one prompt.")
-    pool: PoolConfig = Field(default_factory=lambda: PoolConfig(), description="Replicas and work units.")
+    sampling: SamplingConfig | None = Field(None, description="How tokens are drawn; needed by every engine but recorded.")
+    samples_per_prompt: int = Field(1, gt=0, description="Traces of one prompt; with until_correct: at most so many.")
+    until_correct: bool = Field(False, description="Sample a prompt again until one of its traces is correct (rescue).")
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Part of the training prompts. Teachers take consecutive arcs of one ring of prompts: 0.5 and 0.5 have none in common.",
+    )
+    pool: PoolConfig = Field(default_factory=lambda: PoolConfig(), description="Replicas.")
+    licence: str | None = Field(None, description="Licence of its traces, for the cards of exported datasets.", json_schema_extra=PLACEMENT)
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _hf_by_default(cls, value: Any) -> Any:
+        return {"kind": "hf", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TeacherConfig:
+        recorded = self.engine.kind == "recorded"
+        if recorded == (self.model is not None):
+            raise ValueError(
+                "engine kind recorded takes no model: its traces exist" if recorded else f"engine kind {self.engine.kind} needs a model"
+            )
+        if not recorded and self.sampling is None:
+            raise ValueError("sampling is missing; give at least max_new_tokens")
+        if self.sampling is not None and self.sampling.temperature == 0 and self.samples_per_prompt > 1:
+            raise ValueError(
+                f"samples_per_prompt={self.samples_per_prompt} with temperature 0 makes the same trace so many times; "
+                "set samples_per_prompt: 1, or a temperature"
+            )
+        if self.engine.kind == "vllm" and self.pool.gpus_per_replica not in (0, self.engine.tensor_parallel_size):
+            raise ValueError(
+                f"pool.gpus_per_replica={self.pool.gpus_per_replica:g}, but tensor_parallel_size={self.engine.tensor_parallel_size}; "
+                "give the same number, or 0 on CPU"
+            )
+        return self
+
+
+class GenerateConfig(StrictModel):
+    """How generation is committed and when it stops."""
+
+    flush_interval_s: float = Field(
+        20, gt=0, description="Longest time between two commits of finished traces.", json_schema_extra=PLACEMENT
+    )
+    stop_by: datetime | None = Field(
+        None,
+        description="Time (with zone) at which nothing new is begun: what is in flight is finished and committed.",
+        json_schema_extra=PLACEMENT,
+    )
+    drain_timeout_s: float = Field(
+        60, ge=0, description="How long requests in flight may take after stop_by or SIGTERM.", json_schema_extra=PLACEMENT
+    )

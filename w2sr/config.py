@@ -16,8 +16,12 @@ from w2sr.evaluation.config import EvaluateConfig
 from w2sr.grading.config import VerifyConfig
 from w2sr.prompts.config import PromptsConfig
 from w2sr.schema import PLACEMENT, StrictModel
-from w2sr.teachers.config import TeacherConfig
+from w2sr.teachers.config import GenerateConfig, TeacherConfig
 from w2sr.training.config import StudentConfig, TrainConfig
+
+
+# A discriminated union puts its tag into the location of a problem; it is no key of the file.
+_TAGS = ("reasoning_gym", "file", "hub", "hf", "vllm", "openai", "recorded")
 
 
 class ClusterConfig(StrictModel):
@@ -42,6 +46,9 @@ class PipelineConfig(StrictModel):
     seed: int = Field(0, ge=0, description="Seed of sampling and of every choice among rows. Training seeds are train.seeds.")
     prompts: PromptsConfig = Field(description="Where the questions come from.")
     teachers: list[TeacherConfig] = Field(min_length=1, description="The weak models that write traces.")
+    generate: GenerateConfig = Field(
+        default_factory=lambda: GenerateConfig(), description="How their traces are committed, and when to stop."
+    )
     student: StudentConfig = Field(description="The stronger model that learns from them.")
     verify: VerifyConfig = Field(default_factory=lambda: VerifyConfig(), description="How answers are judged.")
     curate: CurateConfig = Field(default_factory=lambda: CurateConfig(), description="Which traces train a student.")
@@ -160,8 +167,7 @@ def _index(items: list[Any], name: str, override: str) -> int:
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
-        # A discriminated union puts its tag into the location; it is no key of the file.
-        where = ".".join(str(part) for part in problem["loc"] if part not in ("reasoning_gym", "file", "hub"))
+        where = ".".join(str(part) for part in problem["loc"] if part not in _TAGS)
         message = problem["msg"].removeprefix("Value error, ")
         given = problem.get("input")
         shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) and problem["type"] != "value_error" else ""

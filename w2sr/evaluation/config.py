@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from w2sr.schema import PLACEMENT, StrictModel
-from w2sr.teachers.config import PoolConfig, SamplingConfig
+from w2sr.teachers.config import HFEngineConfig, PoolConfig, SamplingConfig, VLLMEngineConfig
 
 
 class EvaluateConfig(StrictModel):
@@ -24,7 +24,15 @@ class EvaluateConfig(StrictModel):
         json_schema_extra=PLACEMENT,
     )
     sampling: SamplingConfig = Field(description="How tokens are drawn, for every model alike.")
-    pool: PoolConfig = Field(default_factory=lambda: PoolConfig(), description="Replicas and work units.")
+    engine: Annotated[HFEngineConfig | VLLMEngineConfig, Field(discriminator="kind")] = Field(
+        default_factory=lambda: HFEngineConfig(), description="What serves the models, for all alike; a teacher at an endpoint stays there."
+    )
+    pool: PoolConfig = Field(default_factory=lambda: PoolConfig(), description="Replicas.")
     ceiling: str = Field("gold", description="Arm that stands for the ceiling in the gap ratios.", json_schema_extra=PLACEMENT)
     bootstrap_samples: int = Field(2000, gt=99, description="Resamples of the two-level bootstrap.", json_schema_extra=PLACEMENT)
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Level of every interval.", json_schema_extra=PLACEMENT)
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _hf_by_default(cls, value: Any) -> Any:
+        return {"kind": "hf", **value} if isinstance(value, dict) else value

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from w2sr.artifacts import model_digest
+from w2sr.artifacts import digest_of, file_digest, model_digest
 from w2sr.errors import UserError
 from w2sr.lab.models import resolve_model
 from w2sr.prompting import PromptStyle
-from w2sr.teachers.config import SamplingConfig
+from w2sr.teachers.config import EngineConfig, SamplingConfig
 from w2sr.teachers.engine import GeneratorSpec
 
 # What a hub snapshot needs to be served; .bin and .py files are never fetched, because they can run code.
@@ -42,10 +42,25 @@ def model_folder(name: str) -> Path:
     return folder.resolve()
 
 
-def generator_spec(name: str, model: str, style: PromptStyle, sampling: SamplingConfig, batch_size: int) -> GeneratorSpec:
-    """Return what a replica needs to serve `model` (a lab name, folder or hub id) as the generator `name`."""
+def generator_spec(
+    name: str, model: str | None, engine: EngineConfig, style: PromptStyle, sampling: SamplingConfig | None
+) -> GeneratorSpec:
+    """Return what a replica needs to be the generator `name`.
+
+    `model` is a lab name, folder or hub id for hf and vllm, what the endpoint calls it for openai, and None for recorded, whose file
+    stands in its place. Raises UserError when there is no such model or file.
+    """
+    if engine.kind == "recorded":
+        file = Path(engine.path).expanduser()
+        if not file.is_file():
+            raise UserError(f"teacher {name}: there is no file {engine.path}; give a JSON, JSONL or Parquet file with recorded traces")
+        # No token is drawn: the limit is never looked at.
+        return GeneratorSpec(name, str(file.resolve()), file_digest(file), style, SamplingConfig(max_new_tokens=1), engine)
+    assert model is not None and sampling is not None, "the configuration sees to that"
+    if engine.kind == "openai":
+        return GeneratorSpec(name, model, digest_of({"served model": model}), style, sampling, engine)
     folder = model_folder(model)
-    return GeneratorSpec(name, str(folder), model_digest(folder), style, sampling, batch_size)
+    return GeneratorSpec(name, str(folder), model_digest(folder), style, sampling, engine)
 
 
 def special_tokens_of(folder: Path) -> list[str]:

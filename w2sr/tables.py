@@ -19,10 +19,10 @@ Record = TypeVar("Record")
 
 
 def schema_of(record_type: type[Any]) -> pa.Schema:
-    """Return the Arrow schema of a record dataclass: str, int, float, bool, Literal and `| None` of these."""
+    """Return the Arrow schema of a record dataclass: str, int, float, bool, Literal, list[int] (32 bits) and `| None` of these."""
     import pyarrow as pa
 
-    arrow = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    arrow = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[int]: pa.list_(pa.int32())}
     fields = []
     for name, hint in typing.get_type_hints(record_type).items():
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
@@ -32,15 +32,24 @@ def schema_of(record_type: type[Any]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def write_table(path: Path, rows: Sequence[Any], record_type: type[Any]) -> None:
-    """Write `rows` to `path`: aside, synced to disk, then renamed, so that no reader and no crash leaves half a file."""
+def to_arrow(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
+    """Return records as one Arrow table."""
     import pyarrow as pa
+
+    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def write_table(path: Path, rows: Sequence[Any], record_type: type[Any]) -> None:
+    """Write `rows` to `path`: aside, synced to disk, then renamed, so that no reader and no crash leaves half a file.
+
+    Every page carries a checksum that `iter_table` compares.
+    """
     import pyarrow.parquet as pq
 
-    schema = schema_of(record_type)
-    columns = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in schema.names]
+    table = to_arrow(rows, schema_of(record_type))
     with replacing(path) as aside:
-        pq.write_table(pa.Table.from_arrays(columns, schema=schema), aside)
+        pq.write_table(table, aside, write_page_checksum=True)
 
 
 def read_table(path: Path, record_type: type[Record]) -> list[Record]:
@@ -56,11 +65,11 @@ def iter_table(path: Path, record_type: type[Record], batch_rows: int = 4096) ->
     names = [field.name for field in dataclasses.fields(record_type)]  # type: ignore[arg-type]
     for part in part_files(path):
         try:
-            with pq.ParquetFile(part) as file:
+            with pq.ParquetFile(part, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(batch_size=batch_rows, columns=names):
                     for row in batch.to_pylist():
                         yield record_type(**row)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a damaged column name
             raise UserError(f"{part} is not a readable Parquet file ({error}); remove it and run the same command again") from error
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from w2sr.errors import UserError
 from w2sr.records import Prompt, Reject, Trace, seed_of, trace_id_of
-from w2sr.tables import read_table, replacing, write_table, write_text
+from w2sr.tables import read_table, replacing, schema_of, write_table, write_text
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -51,6 +51,26 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match=r"a\.parquet is not a readable Parquet file"):
         read_table(tmp_path / "a.parquet", Reject)
+
+
+def test_one_changed_byte_in_a_page_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_table(path, [Reject("all", trace_id_of("p", "weak", number), "p", "loop") for number in range(50)], Reject)
+    data = bytearray(path.read_bytes())
+    data[data.index(trace_id_of("p", "weak", 25).encode()) + 5] ^= 1  # inside a string: it would decode without an error
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.parquet is not a readable Parquet file .*checksum"):
+        read_table(path, Reject)
+
+
+def test_token_ids_are_lists_of_32_bits(tmp_path: Path) -> None:
+    def trace(ids: list[int] | None) -> Trace:
+        return Trace("t", "p", "weak", 0, "a", "stop", 3, 4, 5, "h", "m", "hf", None, position=7, token_ids=ids)
+
+    rows = [trace([1, 2**31 - 1]), trace(None), trace([])]
+    write_table(tmp_path / "a.parquet", rows, Trace)
+    assert read_table(tmp_path / "a.parquet", Trace) == rows
+    assert str(schema_of(Trace).field("token_ids").type) == "list<item: int32>"
 
 
 def test_ids_and_seeds_depend_on_what_was_asked_only() -> None:

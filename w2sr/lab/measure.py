@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from w2sr.grading.extract import extract_answers
 from w2sr.lab import recipe as recipes
 from w2sr.lab import task
 from w2sr.records import seed_of, trace_id_of
-from w2sr.teachers.config import SamplingConfig
+from w2sr.teachers.config import HFEngineConfig, SamplingConfig
 from w2sr.teachers.engine import Request
 from w2sr.teachers.models import generator_spec
 
@@ -32,17 +33,23 @@ def measure_accuracy(folder: Path, recipe: recipes.ModelRecipe, num_questions: i
     shares = {}
     for prompt, style in recipes.PROMPT_STYLES.items():
         label = f"{recipe.name}-{prompt}"
-        engine = HFEngine(generator_spec(label, str(folder), style, SAMPLING, BATCH_SIZE), "cpu")
-        found = [extract_answers(completion.text) for completion in engine.generate(_requests(label, expressions))]
+        engine = HFEngine(generator_spec(label, str(folder), HFEngineConfig(), style, SAMPLING), "cpu")
+        requests = _requests(label, expressions)
+        completions = []
+        for start in range(0, len(requests), BATCH_SIZE):
+            completions += asyncio.run(engine.complete(requests[start : start + BATCH_SIZE]))
+        engine.close()
+        found = [extract_answers(completion.text) for completion in completions]
         num_right = sum(last is not None and last.last == answer for last, answer in zip(found, answers, strict=True))
         shares[prompt] = num_right / len(answers)
     return shares
 
 
 def _requests(label: str, expressions: list[str]) -> list[Request]:
-    requests = []
+    requests: list[Request] = []
     for number, expression in enumerate(expressions):
         for sample_index in range(SAMPLES_PER_QUESTION):
             trace_id = trace_id_of(str(number), label, sample_index)
-            requests.append(Request(trace_id, str(number), sample_index, task.question_text(expression), seed_of(SEED, trace_id)))
+            question, seed = task.question_text(expression), seed_of(SEED, trace_id)
+            requests.append(Request(trace_id, str(number), sample_index, len(requests), question, seed))
     return requests

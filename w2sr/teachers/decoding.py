@@ -6,28 +6,15 @@ rows leave depends on the batch's own content alone: the same batch always takes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from w2sr.records import FinishReason
 from w2sr.teachers.config import SamplingConfig
+from w2sr.teachers.rows import Row
 from w2sr.teachers.sampling import choose_tokens, row_noise
 
 SHRINK_AT = 0.75
-
-
-@dataclass
-class Row:
-    """One completion in the making. `limit` is the most tokens it may have; `ids` are the tokens it has, EOS included."""
-
-    prefix: tuple[int, ...]
-    seed: int
-    limit: int
-    ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason = "length"
-    error: str | None = None
 
 
 class _Batch:

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from w2sr.prompting import PromptStyle
 from w2sr.schema import PLACEMENT, StrictModel
+from w2sr.teachers.openai_config import OpenAIEngineConfig
+from w2sr.teachers.recorded_config import RecordedEngineConfig
 
 
 class SamplingConfig(StrictModel):
@@ -45,33 +47,6 @@ class VLLMEngineConfig(StrictModel):
         json_schema_extra=PLACEMENT,
     )
     engine_args: dict[str, Any] = Field(default_factory=dict, description="Further arguments of vLLM's engine, as it names them.")
-
-
-class OpenAIEngineConfig(StrictModel):
-    """An OpenAI-compatible endpoint: a running vLLM or SGLang server, or a hosted service."""
-
-    kind: Literal["openai"]
-    base_url: str = Field(description="Where the endpoint is, for example http://127.0.0.1:8000/v1.")
-    api_key_env: str | None = Field(
-        None, description="Environment variable that holds the key; None: no key is sent.", json_schema_extra=PLACEMENT
-    )
-    api: Literal["chat", "completions"] = Field(
-        "chat", description="chat: the server applies its own template to messages; completions: the text is sent as it is."
-    )
-    max_in_flight: int = Field(32, gt=0, description="Requests on the wire at a time.", json_schema_extra=PLACEMENT)
-    timeout_s: float = Field(600, gt=0, description="Longest wait for one answer.", json_schema_extra=PLACEMENT)
-    max_retries: int = Field(8, ge=0, description="Further tries of a request after faults of the endpoint.", json_schema_extra=PLACEMENT)
-    extra_body: dict[str, Any] = Field(default_factory=dict, description="Further fields of every request, as the endpoint names them.")
-
-
-class RecordedEngineConfig(StrictModel):
-    """Traces that exist already: written by people, or by an earlier run."""
-
-    kind: Literal["recorded"]
-    path: str = Field(description="JSON, JSONL or Parquet file, or the hub id of a dataset.")
-    fields: dict[str, str] = Field(
-        default_factory=lambda: {"question": "question", "text": "text"}, description="Our name of a column: its name in the file."
-    )
 
 
 EngineConfig = Annotated[HFEngineConfig | VLLMEngineConfig | OpenAIEngineConfig | RecordedEngineConfig, Field(discriminator="kind")]

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from w2sr.diagnosis.config import GateConfig
 from w2sr.prompting import PromptStyle
 from w2sr.schema import PLACEMENT, StrictModel
-from w2sr.teachers.openai_config import OpenAIEngineConfig
-from w2sr.teachers.recorded_config import RecordedEngineConfig
+from w2sr.teachers.openai_config import OpenAIEngineConfig as OpenAIEngineConfig
+from w2sr.teachers.recorded_config import RecordedEngineConfig as RecordedEngineConfig
 
 
 class SamplingConfig(StrictModel):
@@ -135,3 +136,11 @@ class GenerateConfig(StrictModel):
     drain_timeout_s: float = Field(
         60, ge=0, description="How long requests in flight may take after stop_by or SIGTERM.", json_schema_extra=PLACEMENT
     )
+    gate: GateConfig = Field(default_factory=lambda: GateConfig(), description="When a teacher is too bad to go on with.")
+
+    @field_validator("stop_by")
+    @classmethod
+    def _with_zone(cls, value: datetime | None) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"{value.isoformat()} has no time zone; write for example {value.isoformat()}+00:00")
+        return value

@@ -72,7 +72,7 @@ class OpenAIEngineConfig(StrictModel):
     def _plain_url(cls, value: str) -> str:
         try:
             url = urlsplit(value)
-            found = url.scheme in ("http", "https") and url.hostname and (url.port or 1)
+            found = url.scheme in ("http", "https") and (url.hostname or "").encode("idna") and url.port != 0
         except ValueError:
             found = False
         if not found:

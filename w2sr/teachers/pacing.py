@@ -26,7 +26,7 @@ def backoff_s(first_s: float, attempt: int, seed: int, asked_s: float | None) ->
     come back together, and the same request always waits the same. Never less than `asked_s`, what the endpoint asked for.
     """
     drawn = int.from_bytes(hashlib.sha256(f"{seed}\x1f{attempt}".encode()).digest()[:8], "big") / 2**64
-    wait_s = min(LONGEST_BACKOFF_S, first_s * 2 ** min(attempt - 1, 60)) * (0.5 + drawn)
+    wait_s = min(LONGEST_BACKOFF_S, first_s * 2.0 ** min(attempt - 1, 60)) * (0.5 + drawn)
     return wait_s if asked_s is None else max(wait_s, asked_s + first_s * drawn)
 
 
@@ -44,9 +44,12 @@ def retry_after_s(value: str | None, now: datetime | None = None) -> float | Non
             date = parsedate_to_datetime(value)
         except ValueError:
             return None
-        date = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
-        seconds = (date - (now or datetime.now(timezone.utc))).total_seconds()
+        seconds = (_utc(date) - _utc(now or datetime.now(timezone.utc))).total_seconds()
     return max(0.0, seconds) if abs(seconds) < 1e9 else None  # NaN and infinity are no number of seconds either
+
+
+def _utc(date: datetime) -> datetime:
+    return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
 
 
 class Pace:

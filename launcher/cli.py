@@ -1,6 +1,7 @@
 """The `w2sr` command: parses, dispatches, and turns every outcome into one message and an exit code.
 
-Exit codes: 0 done, 1 a fault of ours or of the machine, 2 a mistake the user can mend, 130 interrupted, 143 terminated.
+Exit codes: 0 done, 1 a fault of ours or of the machine, 2 a mistake the user can mend, 75 stopped at stop_by before the work was done (run
+it again), 130 interrupted, 143 terminated.
 Nothing heavy is imported before a command is known: `w2sr --help` must answer at once.
 """
 
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _guarded(arguments: argparse.Namespace) -> int:
     from cluster.errors import ClusterError
-    from w2sr.errors import UserError
+    from w2sr.errors import StoppedEarly, UserError
 
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
@@ -60,6 +61,8 @@ def _guarded(arguments: argparse.Namespace) -> int:
         if arguments.debug:
             raise
         return _fail(str(error), 2)
+    except StoppedEarly as error:
+        return _fail(str(error), os.EX_TEMPFAIL)
     except OSError as error:
         if arguments.debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

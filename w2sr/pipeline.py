@@ -12,7 +12,8 @@ from pathlib import Path
 from cluster.session import ray_session, require
 from w2sr.config import PipelineConfig
 from w2sr.run import Run
-from w2sr.teachers.models import model_folder
+from w2sr.teachers.generation import check_resources
+from w2sr.teachers.models import generator_spec, model_folder
 
 STAGES = ("prompts", "generate", "verify", "curate", "train", "evaluate", "report")
 
@@ -48,18 +49,12 @@ def open_run(config: PipelineConfig) -> Iterator[Run]:
 
 def preflight(config: PipelineConfig, stages: list[str]) -> None:
     """Refuse what cannot work before any time is spent: missing models, more processors than there are."""
-    for name in [*(teacher.model for teacher in config.teachers), config.student.model]:
-        model_folder(name)
+    specs = [generator_spec(teacher.name, teacher.model, teacher.engine, teacher.style, teacher.sampling) for teacher in config.teachers]
+    model_folder(config.student.model)
     spec = config.cluster.spec()
     if "generate" in stages:
-        for number, teacher in enumerate(config.teachers):
-            pool = teacher.pool
-            require(
-                f"teachers.{number}.pool.replicas={pool.replicas}",
-                pool.replicas * pool.cpus_per_replica,
-                pool.replicas * pool.gpus_per_replica,
-                spec,
-            )
+        for number, (teacher, generator) in enumerate(zip(config.teachers, specs, strict=True)):
+            check_resources(config, f"teachers.{number}.pool", generator, teacher.pool)
     if "train" in stages:
         train = config.train
         require(f"train.num_ranks={train.num_ranks}", train.num_ranks * train.cpus_per_rank, train.num_ranks * float(train.use_gpu), spec)

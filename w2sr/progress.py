@@ -27,17 +27,23 @@ class Progress:
 
     def advance(self, amount: int = 1, **values: Any) -> None:
         """Move on by `amount` and show `values` behind the bar."""
-        if values:
-            self._bar.set_postfix(values, refresh=False)
         self._bar.update(amount)
+        self.show(**values)
+
+    def show(self, **values: Any) -> None:
+        """Show `values` behind the bar, whether it moves or not."""
+        if values:
+            self._bar.set_postfix(values, refresh=self._live)
         if not self._live and time.monotonic() - self._last_line > self.LINE_EVERY_S:
             self._write_line()
 
     def _write_line(self) -> None:
         bar = self._bar
+        elapsed, moved = bar.format_dict["elapsed"], bar.n - bar.initial
+        left = f", {elapsed / moved * (bar.total - bar.n):.0f} s to go" if 0 < moved and bar.n < bar.total else ""
         shown = f", {bar.postfix}" if bar.postfix else ""
         print(
-            f"{bar.desc.rstrip(': ')}: {bar.n}/{bar.total}{bar.unit} in {bar.format_dict['elapsed']:.0f} s{shown}",
+            f"{bar.desc.rstrip(': ')}: {bar.n}/{bar.total}{bar.unit} in {elapsed:.0f} s{left}{shown}",
             file=sys.stderr,
             flush=True,
         )

@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.report_fake import config_of, finish_stage
 from w2sr.artifacts import Manifest
+from w2sr.config import PipelineConfig
 from w2sr.errors import UserError
 from w2sr.evaluation.contestants import contestants_of
 from w2sr.records import FinishReason, Prompt, Trace, Verification
@@ -19,7 +20,8 @@ from w2sr.run import Run
 from w2sr.stages import evaluate
 from w2sr.tables import read_table, write_table
 from w2sr.teachers.engine import GeneratorSpec
-from w2sr.teachers.generation import Totals, part_path, units_of
+from w2sr.teachers.generation import Job
+from w2sr.teachers.totals import Totals
 
 
 @dataclass
@@ -35,46 +37,38 @@ class FakeEngines:
         self.opened += 1
         yield
 
-    def generate_parts(
-        self,
-        _pool: None,
-        spec: GeneratorSpec,
-        prompts: Sequence[Prompt],
-        folder: Path,
-        *,
-        samples_per_prompt: int,
-        run_seed: int,
-        unit_size: int,
-        title: str,
-    ) -> Totals:
+    def generate(self, _pool: None, config: PipelineConfig, jobs: Sequence[Job]) -> list[Totals]:
+        [job] = jobs
+        spec, plan = job.spec, job.plan
         if spec.name == self.stop_before:
             raise KeyboardInterrupt
-        assert title == f"evaluate {spec.name}"
+        assert job.title == f"evaluate {spec.name}"
+        assert job.pool == config.evaluate.pool
         self.asked.append(spec)
-        for index, unit in enumerate(units_of(spec.name, prompts, samples_per_prompt, run_seed, unit_size)):
-            traces = []
-            for request in unit:
-                finish: FinishReason = "length" if request.sample_index == 1 else "stop"
-                if request.sample_index == 2 and request.prompt_id == "p0":
-                    finish = "error"
-                text = "The answer is \\boxed{7}" if finish == "stop" else "" if finish == "error" else "well, let us see"
-                error = "boom" if finish == "error" else None
-                place = (request.trace_id, request.prompt_id, spec.name, request.sample_index)
-                traces.append(Trace(*place, text, finish, 5, len(text), request.seed, "hash", spec.model_digest, "fake", error))
-            write_table(part_path(folder, index), traces, Trace)
-        samples = len(prompts) * samples_per_prompt
-        return Totals(len(prompts), samples, samples - 1, 1, 100, 2.5, "boom")
+        traces = []
+        for request in map(plan.request_at, plan.positions()):
+            finish: FinishReason = "length" if request.sample_index == 1 else "stop"
+            if request.sample_index == 2 and request.prompt_id == "p0":
+                finish = "error"
+            text = "The answer is \\boxed{7}" if finish == "stop" else "" if finish == "error" else "well, let us see"
+            error = "boom" if finish == "error" else None
+            place = (request.trace_id, request.prompt_id, spec.name, request.sample_index)
+            provenance = (request.seed, "hash", spec.model_digest, "fake", error)
+            traces.append(Trace(*place, text, finish, 5, len(text), *provenance, position=request.position))
+        part = job.folder / "part-00000.parquet"
+        write_table(part, traces, Trace)
+        return [Totals(len(plan.members), len(traces), len(traces) - 1, 1, 100, 2.5, "boom", [part])]
 
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> FakeEngines:
     fake = FakeEngines()
 
-    def generator_spec(name: str, model: str, style: Any, sampling: Any, batch_size: int) -> GeneratorSpec:
-        return GeneratorSpec(name, model, f"digest of {model}", style, sampling, batch_size)
+    def generator_spec(name: str, model: str, engine: Any, style: Any, sampling: Any) -> GeneratorSpec:
+        return GeneratorSpec(name, model, f"digest of {model}", style, sampling, engine)
 
     monkeypatch.setattr(evaluate, "open_pool", fake.open_pool)
-    monkeypatch.setattr(evaluate, "generate_parts", fake.generate_parts)
+    monkeypatch.setattr(evaluate, "generate", fake.generate)
     monkeypatch.setattr(evaluate, "generator_spec", generator_spec)
     return fake
 

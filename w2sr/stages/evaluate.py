@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from cluster.pool import Pool
 from w2sr.artifacts import StageDir
 from w2sr.evaluation.contestants import Contestant, contestants_of, require_trained
 from w2sr.grading.grade import Grader
@@ -11,8 +12,10 @@ from w2sr.records import Prompt, Trace, Verification
 from w2sr.run import Run
 from w2sr.tables import read_table, write_table
 from w2sr.teachers.engine import GeneratorSpec
-from w2sr.teachers.generation import GeneratorPool, generate_parts, open_pool, part_paths
+from w2sr.teachers.generation import Job, generate, open_pool
 from w2sr.teachers.models import generator_spec
+from w2sr.teachers.requests import RequestPlan
+from w2sr.traces.recovery import remove_shards
 
 VERDICTS = "verdicts.parquet"
 
@@ -24,7 +27,7 @@ def run(run: Run) -> None:
     prompts_digest = run.digest("prompts")
     open_labels: list[tuple[StageDir, GeneratorSpec]] = []
     for contestant in contestants_of(run):
-        spec = generator_spec(contestant.label, contestant.model, contestant.style, evaluate.sampling, batch_size=evaluate.pool.batch_size)
+        spec = generator_spec(contestant.label, contestant.model, contestant.engine, contestant.style, evaluate.sampling)
         stage = _stage_of(run, contestant, {"prompts": prompts_digest, "model": spec.model_digest})
         if not stage.is_done():
             open_labels.append((stage, spec))
@@ -32,7 +35,8 @@ def run(run: Run) -> None:
         return
     prompts = read_table(run.stage("prompts") / f"{evaluate.split}.parquet", Prompt)
     # One pool of engines and one of graders for all: starting a process costs more than loading a model.
-    with open_pool(run, evaluate.pool, "evaluate.pool") as pool, Grader(run.config.verify) as grader:
+    wanted = [("evaluate.pool", spec, evaluate.pool) for _, spec in open_labels]
+    with open_pool(run, wanted) as pool, Grader(run.config.verify) as grader:
         for stage, spec in open_labels:
             _evaluate(run, pool, grader, stage, spec, prompts)
 
@@ -50,26 +54,18 @@ def _stage_of(run: Run, contestant: Contestant, inputs: dict[str, str]) -> Stage
     return StageDir(run.stage("evaluate", config.evaluate.split, contestant.label), f"evaluate {contestant.label}", identity, inputs)
 
 
-def _evaluate(run: Run, pool: GeneratorPool, grader: Grader, stage: StageDir, spec: GeneratorSpec, prompts: list[Prompt]) -> None:
+def _evaluate(run: Run, pool: Pool, grader: Grader, stage: StageDir, spec: GeneratorSpec, prompts: list[Prompt]) -> None:
     evaluate = run.config.evaluate
     stage.begin()
-    totals = generate_parts(
-        pool,
-        spec,
-        prompts,
-        stage.folder,
-        samples_per_prompt=evaluate.samples_per_prompt,
-        run_seed=run.config.seed,
-        unit_size=evaluate.pool.unit_size,
-        title=f"evaluate {spec.name}",
-    )
+    plan = RequestPlan(spec.name, prompts, evaluate.samples_per_prompt, run.config.seed)
+    [totals] = generate(pool, run.config, [Job(spec, plan, stage.folder, evaluate.pool, f"evaluate {spec.name}")])
     traces = read_table(stage.folder, Trace)
     answered = [trace for trace in traces if trace.finish_reason != "error"]
     verdicts = grader.grade(answered, {prompt.prompt_id: prompt for prompt in prompts})
     write_table(stage.folder / VERDICTS, verdicts, Verification)
     counts = {"prompts": totals.prompts, "samples": totals.samples, **count_outcomes(traces, verdicts)}
-    parts = part_paths(stage.folder, totals.samples, evaluate.pool.unit_size)
-    stage.finish(counts, [*parts, stage.folder / VERDICTS], totals.usage())
+    stage.finish(counts, [*totals.parts, stage.folder / VERDICTS], totals.usage())
+    remove_shards(stage.folder)
 
 
 def count_outcomes(traces: list[Trace], verdicts: list[Verification]) -> dict[str, int]:

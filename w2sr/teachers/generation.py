@@ -1,212 +1,208 @@
-"""Completes prompts into a folder of parts; the generate and the evaluate stage both do it here.
+"""Lets generators answer prompts, all at once on one pool, each into a store of its own; generate and evaluate both do it here.
 
-The requests of a generator are ordered (prompt order x sample index) and cut into fixed units; unit i becomes exactly
-`part-{i:05d}.parquet`, written whole or not at all by the driver. What exists is not made again, so a killed run goes on where it was,
-and the bytes of a part do not depend on replicas, order or restarts.
+What a generator is asked is a function of the configuration; what is stored already is not asked again. So a killed run goes on where it
+was, whatever the number of replicas was and is, and the finished parts are the same bytes as if nothing had happened (for engines that
+promise the same answer to the same request).
 """
 
 from __future__ import annotations
 
-import functools
-import json
+import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from cluster.actor_pool import ActorPool
+from cluster.errors import ClusterError
+from cluster.pool import Pool
 from cluster.session import require
-from w2sr.errors import UserError
-from w2sr.progress import MetricsLog, Progress
-from w2sr.records import FinishReason, Prompt, Trace, seed_of, trace_id_of
+from cluster.work import Service, Task
+from w2sr.config import PipelineConfig
+from w2sr.progress import Progress
+from w2sr.records import Trace
 from w2sr.run import Run
-from w2sr.tables import read_table, write_table
 from w2sr.teachers.config import PoolConfig
-from w2sr.teachers.engine import Completion, GeneratorSpec, Request
-from w2sr.teachers.replica import HFWorkerFactory, UnitResult
+from w2sr.teachers.draining import Drain
+from w2sr.teachers.engine import GeneratorSpec, Request
+from w2sr.teachers.requests import RequestPlan
+from w2sr.teachers.services import batch_size_of, service_of
+from w2sr.teachers.sink import Sink
+from w2sr.teachers.sources import PlannedSource, RescueSource
+from w2sr.teachers.totals import Totals, totals_of
+from w2sr.traces.store import TraceStore
 
-GeneratorPool = ActorPool[GeneratorSpec, list[Request], UnitResult]
+# How often the numbers behind a progress bar are renewed.
+SHOW_EVERY_S = 0.5
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Totals:
-    """What a folder of parts holds: `samples` requests = `traces` completions + `failed` ones. `first_error` is one failure's reason."""
+class Job:
+    """One generator's work: the requests of `plan`, into `folder`, on replicas as `pool` says. `title` heads its progress bar.
 
-    prompts: int
-    samples: int
-    traces: int
-    failed: int
-    tokens: int
-    device_seconds: float
-    first_error: str | None
+    `judge` tells of traces whether they are right, and makes this a rescue: a prompt is asked until one of its traces is. `watch` sees all
+    rows as they come, and may raise UserError to stop the run.
+    """
 
-    def counts(self) -> dict[str, int]:
-        """Return the manifest's counts: prompts, samples, traces, failed."""
-        return {"prompts": self.prompts, "samples": self.samples, "traces": self.traces, "failed": self.failed}
-
-    def usage(self) -> dict[str, float]:
-        """Return the manifest's usage: generated tokens, and seconds during which a replica was at work."""
-        return {"tokens": self.tokens, "device_seconds": round(self.device_seconds, 3)}
+    spec: GeneratorSpec
+    plan: RequestPlan
+    folder: Path
+    pool: PoolConfig
+    title: str
+    judge: Callable[[Sequence[Trace]], Sequence[bool]] | None = None
+    watch: Callable[[Sequence[Trace]], None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """The columns of a part that the totals are made of."""
+@dataclass
+class _Work:
+    """A job under way."""
 
-    trace_id: str
-    finish_reason: FinishReason
-    num_tokens: int
-    error: str | None
+    job: Job
+    store: TraceStore[Trace]
+    sink: Sink
+    source: PlannedSource | RescueSource
+    ahead: list[Request] | None = None  # the next task, when it was looked for already
+
+    def next(self) -> list[Request] | None:
+        task, self.ahead = self.ahead or self.source.next(), None
+        return task
+
+    def exhausted(self) -> bool:
+        if self.ahead is None:
+            self.ahead = self.source.next()
+        return self.ahead is None and not self.source.may_grow
+
+
+@dataclass
+class _Tasks:
+    """What the pool asks for tasks: a `cluster.work.Source`."""
+
+    works: Mapping[str, _Work] = field(default_factory=dict)
+
+    def next(self, service: str) -> Task | None:
+        requests = self.works[service].next()
+        return None if requests is None else Task(service, requests[0].position, requests, _halves)
+
+    def exhausted(self, service: str) -> bool:
+        return self.works[service].exhausted()
 
 
 @contextmanager
-def open_pool(run: Run, config: PoolConfig, what: str) -> Iterator[GeneratorPool]:
-    """Open the run's Ray session and a pool of engine replicas in it. One pool serves several generators, one after another.
+def open_pool(run: Run, wanted: Sequence[tuple[str, GeneratorSpec, PoolConfig]]) -> Iterator[Pool]:
+    """Open a pool for generators, and the run's Ray session if one of them needs it.
 
-    `what` names the setting for messages, for example "teachers.0.pool" or "evaluate.pool". Raises ClusterError when the machine has too
-    few processors.
+    `wanted` are the generators with the setting that configures their pool, for messages: "teachers.0.pool". One pool serves several
+    generators, one after another or side by side. Raises ClusterError when the machine has too few processors for a replica.
     """
-    replicas, cpus, gpus = config.replicas, config.cpus_per_replica, config.gpus_per_replica
-    asked = f"{what}: replicas={replicas} with cpus_per_replica={cpus:g} and gpus_per_replica={gpus:g}"
-    check = functools.partial(require, asked, replicas * cpus, replicas * gpus, run.config.cluster.spec())
-    check()  # before Ray starts, which takes seconds
-    with run.ray():
-        check()  # a cluster at an address knows only now what it has
-        factory = HFWorkerFactory(num_threads=max(1, int(cpus)), device="cuda" if gpus else "cpu")
-        pool: GeneratorPool
-        with ActorPool(factory, replicas, cpus, gpus, config.max_attempts) as pool:
-            yield pool
+    checks = [check for what, spec, pool in wanted if (check := _resource_check(run.config, what, spec, pool)) is not None]
+    for check in checks:
+        check()  # before Ray starts, which takes seconds
+    with ExitStack() as stack:
+        if checks:
+            stack.enter_context(run.ray())
+        for check in checks:
+            check()  # a cluster at an address knows only now what it has
+        yield stack.enter_context(Pool())
 
 
-def generate_parts(
-    pool: GeneratorPool,
-    spec: GeneratorSpec,
-    prompts: Sequence[Prompt],
-    folder: Path,
-    *,
-    samples_per_prompt: int,
-    run_seed: int,
-    unit_size: int,
-    title: str,
-) -> Totals:
-    """Make every missing part of `folder` with the generator `spec`; return what all parts hold.
+def check_resources(config: PipelineConfig, what: str, spec: GeneratorSpec, pool: PoolConfig) -> None:
+    """Raise ClusterError when the replicas that `what` asks for cannot be had."""
+    check = _resource_check(config, what, spec, pool)
+    if check is not None:
+        check()
 
-    `title` heads the progress bar, for example "generate teacher". Seeds come from `run_seed` and the trace's id. Raises UserError for a
-    part that is unreadable or holds other traces than it should, and when every request failed.
+
+def generate(pool: Pool, config: PipelineConfig, jobs: Sequence[Job]) -> list[Totals]:
+    """Make every missing trace of `jobs`, side by side, and write each folder's parts; return what they hold.
+
+    The stores' shards stay beside the parts: the caller removes them when the manifest is written. Raises UserError for a folder that
+    holds what the run does not ask for, when every request failed or when a watch says stop; ClusterError when requests could not be made
+    although they were tried again and again; StoppedEarly at `generate.stop_by`. Whatever it raises, what was finished is committed.
     """
-    units = units_of(spec.name, prompts, samples_per_prompt, run_seed, unit_size)
-    samples = len(prompts) * samples_per_prompt
-    missing = {index: unit for index, unit in enumerate(units) if not part_path(folder, index).exists()}
-    _check_existing(folder, units, missing)
-    done = samples - sum(len(unit) for unit in missing.values())
-    with Progress(title, samples, "traces", done) as progress:
-        if missing:
-            _generate_missing(pool, spec, missing, folder, len(units), progress)
-    return _totals(folder, len(prompts), samples, spec)
+    with ExitStack() as stack:
+        works = {job.spec.name: _open(stack, job, config) for job in jobs}
+        with Drain(config.generate.stop_by) as drain:
+            _work(pool, works, config, drain)
+        for work in works.values():
+            work.sink.log_rest()
+        _refuse_unavailable(works)
+        return [totals_of(work.store.finish(), len(job.plan.members), job.spec, job.folder) for job, work in zip(jobs, works.values())]
 
 
-def units_of(generator: str, prompts: Sequence[Prompt], samples_per_prompt: int, run_seed: int, unit_size: int) -> list[list[Request]]:
-    """Return the ordered requests of a generator, cut in units: a function of its arguments and nothing else."""
-    requests = []
-    for prompt in prompts:
-        for sample_index in range(samples_per_prompt):
-            trace_id = trace_id_of(prompt.prompt_id, generator, sample_index)
-            requests.append(Request(trace_id, prompt.prompt_id, sample_index, prompt.question, seed_of(run_seed, trace_id)))
-    return [requests[start : start + unit_size] for start in range(0, len(requests), unit_size)]
+def _open(stack: ExitStack, job: Job, config: PipelineConfig) -> _Work:
+    plan, every_s = job.plan, config.generate.flush_interval_s
+    asked = frozenset(plan.members)
+
+    def id_at(position: int) -> str | None:
+        return plan.trace_id_at(position) if position // plan.samples in asked else None
+
+    store = stack.enter_context(TraceStore.open(job.folder, Trace, plan.num_positions, id_at, every_s))
+    if job.watch is not None:
+        stored = store.rows()
+        while rows := list(islice(stored, 1024)):
+            job.watch(rows)
+    progress = stack.enter_context(Progress(job.title, plan.num_requests, "traces", store.num_rows))
+    sink = Sink(job.spec, store, progress, every_s)
+    stack.callback(sink.close)
+    batch_size = batch_size_of(job.spec)
+    if job.judge is None:
+        return _Work(job, store, sink, PlannedSource(plan, store.has, batch_size))
+    return _Work(job, store, sink, RescueSource(plan, store.rows(), job.judge, batch_size))
 
 
-def part_path(folder: Path, index: int) -> Path:
-    """Return the file of unit `index`."""
-    return folder / f"part-{index:05d}.parquet"
+def _work(pool: Pool, works: Mapping[str, _Work], config: PipelineConfig, drain: Drain) -> None:
+    services = [service_of(work.job.spec, work.job.pool) for work in works.values() if not work.exhausted()]
+    if not services:
+        return
+    shown_at = 0.0
+
+    def stop() -> bool:
+        # The pool asks several times a second, also when nothing comes back: the moment to renew what is seen.
+        nonlocal shown_at
+        if time.monotonic() - shown_at >= SHOW_EVERY_S:
+            shown_at = time.monotonic()
+            for status in pool.status():
+                works[status.service].sink.tick(status)
+        return drain.is_wanted()
+
+    for outcome in pool.run(services, _Tasks(works), stop, config.generate.drain_timeout_s):
+        work = works[outcome.task.service]
+        rows = work.sink.take(outcome)
+        if rows:
+            work.source.done(rows)
+        else:
+            work.source.given_up(outcome.task.payload)
+        if work.job.watch is not None:
+            work.job.watch(rows)
+    if pool.drained:
+        missing = ", ".join(f"{name} {work.store.num_rows:,} of {work.job.plan.num_requests:,}" for name, work in works.items())
+        drain.pass_on(f"stopped before the work was done; committed: {missing}. Run the same command again to go on")
 
 
-def part_paths(folder: Path, num_samples: int, unit_size: int) -> list[Path]:
-    """Return the files that hold `num_samples` requests."""
-    return [part_path(folder, index) for index in range(-(-num_samples // unit_size))]
-
-
-def _check_existing(folder: Path, units: list[list[Request]], missing: dict[int, list[Request]]) -> None:
-    expected = {part_path(folder, index): unit for index, unit in enumerate(units) if index not in missing}
-    for path in sorted(folder.glob("part-*.parquet")):
-        found = [row.trace_id for row in read_table(path, _Outcome)]
-        if path not in expected or found != [request.trace_id for request in expected[path]]:
-            raise UserError(
-                f"{path} holds other traces than this run asks for; it was put there or changed from outside: remove it and run again"
+def _refuse_unavailable(works: Mapping[str, _Work]) -> None:
+    for name, work in works.items():
+        if work.sink.unavailable:
+            raise ClusterError(
+                f"generator {name}: {len(work.sink.unavailable):,} of {work.job.plan.num_requests:,} requests could not be made, the last "
+                f"because {work.sink.last_reason}. What was finished is kept; see to it and run the same command again"
             )
-    for aside in folder.glob(".part-*.aside"):
-        aside.unlink()  # of an attempt that was killed while it wrote; this driver is the only writer
 
 
-def _generate_missing(
-    pool: GeneratorPool, spec: GeneratorSpec, missing: dict[int, list[Request]], folder: Path, num_units: int, progress: Progress
-) -> None:
-    done, tokens, began = num_units - len(missing), 0, time.monotonic()
-    pool.load(spec)
-    with MetricsLog(folder) as metrics:
-        for index, result in pool.map(missing):
-            traces = [
-                _trace(spec, request, completion, result) for request, completion in zip(missing[index], result.completions, strict=True)
-            ]
-            write_table(part_path(folder, index), traces, Trace)
-            done += 1
-            unit_tokens = sum(trace.num_tokens for trace in traces)
-            tokens += unit_tokens
-            rate = tokens / (time.monotonic() - began)
-            row = {
-                "traces": len(traces),
-                "tokens": unit_tokens,
-                "device_seconds": round(result.seconds, 4),
-                "tokens_per_second": round(rate, 1),
-            }
-            metrics.log(done, row)
-            progress.advance(len(traces), tokens_per_s=round(rate))
+def _halves(requests: list[Request]) -> list[list[Request]]:
+    middle = len(requests) // 2
+    return [half for half in (requests[:middle], requests[middle:]) if half]
 
 
-def _trace(spec: GeneratorSpec, request: Request, completion: Completion, result: UnitResult) -> Trace:
-    return Trace(
-        trace_id=request.trace_id,
-        prompt_id=request.prompt_id,
-        generator=spec.name,
-        sample_index=request.sample_index,
-        text=completion.text,
-        finish_reason=completion.finish_reason,
-        num_prompt_tokens=completion.num_prompt_tokens,
-        num_tokens=completion.num_tokens,
-        seed=request.seed,
-        template_hash=result.template_hash,
-        model_digest=spec.model_digest,
-        engine=result.engine,
-        error=completion.error,
-    )
-
-
-def _totals(folder: Path, num_prompts: int, samples: int, spec: GeneratorSpec) -> Totals:
-    rows = read_table(folder, _Outcome)
-    assert len(rows) == samples, f"{len(rows)} traces in {folder}, not {samples}"
-    errors = [row.error for row in rows if row.finish_reason == "error"]
-    if len(errors) == samples:
-        raise UserError(
-            f"generator {spec.name}: all {samples} requests failed, the first because {errors[0]}. "
-            f"Correct that and remove {folder} to try again"
-        )
-    return Totals(
-        prompts=num_prompts,
-        samples=samples,
-        traces=samples - len(errors),
-        failed=len(errors),
-        tokens=sum(row.num_tokens for row in rows),
-        device_seconds=_device_seconds(folder / "metrics.jsonl"),
-        first_error=errors[0] if errors else None,
-    )
-
-
-def _device_seconds(path: Path) -> float:
-    """Sum what all attempts logged. A line that a kill left torn is passed over: this is a cost, not a result."""
-    total = 0.0
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            total += float(json.loads(line)["device_seconds"])
-        except (json.JSONDecodeError, KeyError):
-            continue
-    return total
+def _resource_check(config: PipelineConfig, what: str, spec: GeneratorSpec, pool: PoolConfig) -> Callable[[], None] | None:
+    service: Service = service_of(spec, pool)
+    if service.in_driver:
+        return None
+    cluster = config.cluster.spec()
+    # A private Ray never grows; a cluster may, and what is wanted beyond the minimum is waited for.
+    key = "replicas" if cluster.address is None else "min_replicas"
+    number = pool.replicas if cluster.address is None else pool.min_replicas
+    asked = f"{what}: {key}={number} with cpus_per_replica={service.cpus:g} and gpus_per_replica={service.gpus:g}"
+    return lambda: require(asked, number * service.cpus, number * service.gpus, cluster)

@@ -56,7 +56,8 @@ def generator_spec(
             raise UserError(f"teacher {name}: there is no file {engine.path}; give a JSON, JSONL or Parquet file with recorded traces")
         # No token is drawn: the limit is never looked at.
         return GeneratorSpec(name, str(file.resolve()), file_digest(file), style, SamplingConfig(max_new_tokens=1), engine)
-    assert model is not None and sampling is not None, "the configuration sees to that"
+    assert model is not None, "the configuration sees to that"
+    assert sampling is not None, "the configuration sees to that"
     if engine.kind == "openai":
         return GeneratorSpec(name, model, digest_of({"served model": model}), style, sampling, engine)
     folder = model_folder(model)

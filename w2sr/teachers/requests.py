@@ -1,7 +1,7 @@
 """Which completions a generator has to make: a pure function of prompts, samples and seed, never of replicas or of what is done.
 
-The place of a request in its generator's order is its `position` = prompt index x samples per prompt + sample index. Positions, not lists of
-requests, are what is kept in memory: ten million of them are a range.
+The place of a request in its generator's order is its `position` = prompt index x samples per prompt + sample index. Positions, not lists
+of requests, are what is kept in memory: ten million of them are a range.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from w2sr.teachers.batches import WINDOW, plan_batches
 from w2sr.teachers.engine import Request
 from w2sr.teachers.requests import RequestPlan
 
+
 class PlannedSource:
     """All requests of the plan that `has` (by position) does not know yet."""
 
@@ -39,9 +40,9 @@ class PlannedSource:
 class RescueSource:
     """Sample after sample of a prompt, until one is right or the plan's samples are used up.
 
-    `judge` tells of each trace whether it is right. An engine that decodes batches gets its prompts in rounds (first all first samples, then
-    the second samples of the prompts still unsolved), because what is in a batch must not depend on who finished first; others get the
-    next sample of a prompt at once.
+    `judge` tells of each trace whether it is right. An engine that decodes batches gets its prompts in rounds (first all first samples,
+    then the second samples of the prompts still unsolved), because what is in a batch must not depend on who finished first; others get
+    the next sample of a prompt at once.
     """
 
     def __init__(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from w2sr.artifacts import MANIFEST, STARTED, Manifest
 from w2sr.config import PipelineConfig, load_config
 from w2sr.errors import UserError
+from w2sr.evaluation.contestants import contestants_of
 from w2sr.run import Run
-from w2sr.tables import part_files
+from w2sr.tables import num_rows, part_files
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ def stage_names(config: PipelineConfig, run: Run) -> list[str]:
     """Return the folders a complete run has, in pipeline order."""
     teachers = [teacher.name for teacher in config.teachers]
     students = [name for name, _, _ in run.student_names()]
-    base = ["base", *(["base-cot"] if config.student.reasoning_style else [])]
-    labels = [*base, *(f"teacher-{name}" for name in teachers), *students]
+    labels = [contestant.label for contestant in contestants_of(run)]
     return [
         "prompts",
         *(f"generate/{name}" for name in teachers),
@@ -72,8 +72,17 @@ def _status_of(folder: Path, name: str) -> StageStatus:
         return StageStatus(name, "done", counts, manifest.seconds)
     if not (folder / STARTED).exists():
         return StageStatus(name, "missing", "", 0.0)
-    parts = len(part_files(folder))
+    rows = _committed_rows(folder)
     checkpoints = sorted(path.parent.name for path in folder.glob("checkpoints/*/complete.json"))
-    detail = f"{parts} parts" if parts else (f"last checkpoint: {checkpoints[-1]}" if checkpoints else "begun")
+    detail = f"{rows:,} rows committed" if rows else (f"last checkpoint: {checkpoints[-1]}" if checkpoints else "begun")
     attempts = json.loads((folder / STARTED).read_text(encoding="utf-8"))["attempts"]
     return StageStatus(name, "partial", detail, sum((attempt["ended"] or attempt["began"]) - attempt["began"] for attempt in attempts))
+
+
+def _committed_rows(folder: Path) -> int:
+    """Count the rows of shards and parts. One that is merged into another at this moment is passed over."""
+    rows = 0
+    for path in [*folder.glob("shard-*.parquet"), *part_files(folder)]:
+        with suppress(FileNotFoundError):
+            rows += num_rows(path)
+    return rows

@@ -73,6 +73,13 @@ def iter_table(path: Path, record_type: type[Record], batch_rows: int = 4096) ->
             raise UserError(f"{part} is not a readable Parquet file ({error}); remove it and run the same command again") from error
 
 
+def num_rows(path: Path) -> int:
+    """Return the number of rows of a Parquet file, read from its footer."""
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(path).num_rows)
+
+
 def part_files(path: Path) -> list[Path]:
     """Return the Parquet files behind `path` (a file, or a folder with `part-*.parquet`), in name order."""
     return sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]

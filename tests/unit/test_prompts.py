@@ -271,7 +271,7 @@ def test_a_local_dataset_folder_is_read_and_its_absence_explained(tmp_path: Path
         split_of(config_of(source | {"split": "validation"}))
     with pytest.raises(UserError, match="corresponds to no data"):
         split_of(config_of(source | {"split": "train[:0]"}))
-    with pytest.raises(UserError, match="give a local folder as path, or a file with kind: file"):
+    with pytest.raises(UserError, match="give a local file or folder"):
         split_of(config_of(source | {"path": str(tmp_path / "nothing")}))
 
 

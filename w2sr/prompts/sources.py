@@ -24,12 +24,17 @@ def load_candidates(config: PromptsConfig) -> tuple[list[Candidate], list[Candid
             return main, None
         return main, list(candidates_of(read_rows(Path(source.test_path)), source.fields, f"file:{Path(source.test_path).name}"))
     if isinstance(source, HubSource):
-        name = f"hub:{source.path}"
-        main = list(candidates_of(read_hub_rows(source, source.split), source.fields, f"{name}:{source.split}"))
+        main = _hub_candidates(source, source.split)
         if source.test_split is None:
             return main, None
-        return main, list(candidates_of(read_hub_rows(source, source.test_split), source.fields, f"{name}:{source.test_split}"))
+        return main, _hub_candidates(source, source.test_split)
     return draw_candidates(source, config.num_train + config.num_selection + config.num_test), None
+
+
+def _hub_candidates(source: HubSource, split: str) -> list[Candidate]:
+    columns = {column for column in vars(source.fields).values() if column is not None}
+    rows = read_hub_rows(source, split, columns, "prompts.source")
+    return list(candidates_of(rows, source.fields, f"hub:{source.path}:{split}"))
 
 
 def source_digests(config: PromptsConfig) -> dict[str, str]:

@@ -95,8 +95,9 @@ class OpenAIClient:
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(total=_CONNECT_TIMEOUT_S)
+        closing = {"Connection": "close"}  # a server that fails here may drop the connection, which a prompt might be using by then
         try:
-            async with self._open().get(url, timeout=timeout, allow_redirects=False, proxy=proxy_for(url)) as response:
+            async with self._open().get(url, headers=closing, timeout=timeout, allow_redirects=False, proxy=proxy_for(url)) as response:
                 return parse_json(await _read(response)) if response.status == 200 else None
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, Fault, Refused):
             return None

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from w2sr.errors import UserError
 from w2sr.prompting import PromptStyle, messages_of
 from w2sr.teachers.config import SamplingConfig
-from w2sr.teachers.engine import Completion, GeneratorSpec, Request
+from w2sr.teachers.engine import Completion, Engine, GeneratorSpec, Request
 from w2sr.teachers.openai_client import OpenAIClient, Unanswered
 from w2sr.teachers.openai_config import OpenAIEngineConfig
 from w2sr.teachers.openai_key import Key
 from w2sr.teachers.openai_reply import Refused, Reply
+from w2sr.teachers.worker import EngineWorker
 
 _STOPPED = frozenset(("stop", "eos", "eos_token", "stop_sequence", "end_turn"))
 _CUT_OFF = frozenset(("length", "max_tokens", "model_length"))
@@ -126,6 +127,18 @@ class OpenAIEngine:
 
     def _note(self, reply: Reply) -> None:
         self.model = (reply.model or self.spec.model) + (f" ({reply.fingerprint})" if reply.fingerprint else "")
+
+
+@dataclass(frozen=True)
+class OpenAIWorkerFactory:
+    """Makes a worker that asks the endpoint of its spec."""
+
+    def __call__(self) -> EngineWorker:
+        async def make(spec: GeneratorSpec) -> Engine:
+            assert isinstance(spec.engine, OpenAIEngineConfig)
+            return await OpenAIEngine.start(spec, spec.engine)
+
+        return EngineWorker(make)
 
 
 def check_openai(spec: GeneratorSpec, config: OpenAIEngineConfig) -> None:

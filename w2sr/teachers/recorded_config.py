@@ -25,7 +25,7 @@ class RecordedEngineConfig(StrictModel):
 
     kind: Literal["recorded"]
     path: str = Field(
-        description="A .json, .jsonl or .parquet file, a folder of part-*.parquet (a teacher of an earlier run), or a hub id."
+        description="A .json, .jsonl or .parquet file, a folder of part-*.parquet (of an earlier run), a dataset's folder, or a hub id."
     )
     name: str | None = Field(None, description="Configuration of a hub dataset.")
     split: str = Field("train", description="Split of a hub dataset.")

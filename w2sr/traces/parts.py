@@ -18,8 +18,8 @@ GROUP_ROWS = 1_024
 def write_parts(folder: Path, shards: Sequence[Path], schema: pa.Schema, part_rows: int = PART_ROWS) -> list[Path]:
     """Write the rows of all shards as `part-00000.parquet`, ... with `part_rows` each (the last has the rest); return their paths.
 
-    The bytes are a function of the rows: every row group is one contiguous table of GROUP_ROWS rows, or what is left. No rows make one empty
-    part, so that there is always a schema to read.
+    The bytes are a function of the rows: every row group is one contiguous table of GROUP_ROWS rows, or what is left. No rows make
+    one empty part, so that there is always a schema to read.
     """
     paths: list[Path] = []
     group_rows = min(GROUP_ROWS, part_rows)

@@ -9,6 +9,7 @@ from typing import Literal
 Split = Literal["train", "selection", "test"]
 FinishReason = Literal["stop", "length", "error"]
 Verdict = Literal["correct", "incorrect", "unverifiable"]
+VerdictMethod = Literal["reference", "majority", "judge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,12 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The verdict on one trace. `reason` is a short code, for example "match", "mismatch", "no_answer", "truncated"."""
+    """The verdict on one trace: that on its last final answer. `reason` is a short code (all of them: docs/verify.md).
+
+    `first_verdict` and `first_reason` are the same for the first final answer; None where it was not judged. `method` says what the answer
+    was compared with; `agreement` is, by majority, the share of a prompt's final answers that are the winning one. `position` is the
+    trace's.
+    """
 
     trace_id: str
     prompt_id: str
@@ -67,19 +73,30 @@ class Verification:
     reason: str
     first_answer: str | None
     last_answer: str | None
+    first_verdict: Verdict | None = None
+    first_reason: str | None = None
+    method: VerdictMethod = "reference"
+    agreement: float | None = None
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row a student is trained on: a question and the text the student shall produce."""
+    """One row a student is trained on: a question and the text the student shall produce.
+
+    `ended` is false for a trace that the token limit cut: it is trained on without an end token, which the teacher never wrote.
+    `edited_from` is the id of the trace that a person edited into this one.
+    """
 
     example_id: str
     prompt_id: str
     question: str
     text: str
-    origin: str  # a teacher's name, or "gold"
+    origin: str  # a teacher's name, "gold" or "human"
     trace_id: str | None
     verdict: Verdict | None
+    ended: bool = True
+    edited_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

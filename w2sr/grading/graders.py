@@ -10,6 +10,10 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from w2sr.grading.choice import letter_of, options_of
+from w2sr.grading.compare import Rules, compare
+from w2sr.grading.forms import form_of
+from w2sr.grading.latex import clean
 from w2sr.grading.numbers import parse_number
 from w2sr.prompts.gym import scorer_of
 from w2sr.records import Verdict
@@ -32,6 +36,9 @@ FAULTS = (
 # Words, numbers and sums without powers, products, calls or exponents: no scorer can turn these into a long computation, so they need no
 # killable worker.
 _HARMLESS = re.compile(r"(?!.*[0-9][eE][-+0-9])[-0-9A-Za-z .,+=;:#]{1,64}", re.ASCII)
+# A run of bare words. math-verify multiplies their letters, or picks a number out of the sentence.
+_SENTENCE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[ ,.]+[A-Za-z]{2,}")
+EXACT_RULES = Rules()
 
 
 class Judgement(NamedTuple):
@@ -46,28 +53,58 @@ MISMATCH = Judgement("incorrect", "mismatch")
 UNPARSABLE = Judgement("unverifiable", "unparsable")
 UNPARSABLE_REFERENCE = Judgement("unverifiable", "unparsable_reference")
 NO_REFERENCE = Judgement("unverifiable", "no_reference")
+_OUTCOMES = {
+    "match": MATCH,
+    "mismatch": MISMATCH,
+    "units": Judgement("unverifiable", "units"),
+    "text_overlap": Judgement("unverifiable", "text_overlap"),
+}
 
 
 class Question(NamedTuple):
-    """What a grading process is asked. `reference` is the reference answer, or for reasoning-gym the prompt's metadata."""
+    """What is judged. `reference` is the reference answer; for reasoning-gym the prompt's metadata. `metadata` matters to choice only."""
 
     grader: str
     answer: str
     reference: str
+    metadata: str = ""
 
 
 def judge_exact(answer: str, reference: str) -> Judgement:
     """The same text, white space and math dollars aside, or exactly the same number."""
-    return _judge_plain(answer, reference) or MISMATCH
+    return _judge_plain(answer, reference, EXACT_RULES) or MISMATCH
 
 
-def judge_cheaply(question: Question) -> Judgement | None:
-    """Return the judgement where it takes microseconds and cannot go wrong; None where a killable worker has to decide."""
-    if question.grader == "exact":
-        return judge_exact(question.answer, question.reference)
+def judge_choice(answer: str, reference: str, metadata: str) -> Judgement:
+    """The same letter. The reference may be a letter or the text of an option."""
+    options = options_of(metadata)
+    expected = letter_of(reference, options)
+    if expected is None:
+        return UNPARSABLE_REFERENCE
+    found = letter_of(answer, options)
+    if found is None:
+        return UNPARSABLE
+    return MATCH if found == expected else MISMATCH
+
+
+def judge_cheaply(question: Question, rules: Rules = EXACT_RULES) -> Judgement | None:
+    """Return the judgement where it takes microseconds and is proven; None where a killable worker has to decide."""
+    answer, reference = question.answer, question.reference
     if question.grader == "math":
-        return _judge_plain(question.answer, question.reference) or _refuse_to_parse(question.answer, question.reference)
-    return judge_by_scorer(question.answer, question.reference) if _HARMLESS.fullmatch(question.answer) else None
+        return _judge_plain(answer, reference, rules) or judge_forms(answer, reference, rules) or _refuse_to_parse(answer, reference)
+    if question.grader == "exact":
+        return judge_exact(answer, reference)
+    if question.grader == "choice":
+        return judge_choice(answer, reference, question.metadata)
+    return judge_by_scorer(answer, reference) if _HARMLESS.fullmatch(answer) else None
+
+
+def judge_forms(answer: str, reference: str, rules: Rules = EXACT_RULES) -> Judgement | None:
+    """Return what can be proven without math-verify (see forms.py), or None."""
+    found = form_of(answer)
+    expected = form_of(reference) if found is not None else None
+    outcome = compare(found, expected, rules) if found is not None and expected is not None else None
+    return _OUTCOMES[outcome] if outcome is not None else None
 
 
 def judge_fully(question: Question) -> Judgement:
@@ -81,15 +118,15 @@ def judge_math(answer: str, reference: str) -> Judgement:
     """Equivalent expressions, by math-verify. Its own timeouts are off (they need SIGALRM): whoever calls this keeps the time."""
     from math_verify import verify
 
-    expected, found = _parse_reference(reference), _parse_latex(answer)
+    expected, found = _parse_latex(reference), _parse_latex(answer)
     if not _is_parsed(expected) and _is_parsed(found):
         return UNPARSABLE_REFERENCE
-    if not _is_parsed(found) and _is_parsed(expected):
-        return UNPARSABLE
     try:
-        return MATCH if verify(expected, found, timeout_seconds=None, raise_on_error=True) else MISMATCH
+        if verify(list(expected), list(found), timeout_seconds=None, raise_on_error=True):
+            return MATCH
     except FAULTS:
         return UNPARSABLE
+    return MISMATCH if _is_parsed(found) else UNPARSABLE
 
 
 def judge_by_scorer(answer: str, metadata: str) -> Judgement:
@@ -109,22 +146,30 @@ def has_scorer(metadata: str) -> bool:
     return isinstance(item, dict) and "task" in item and "item" in item
 
 
-def _judge_plain(answer: str, reference: str) -> Judgement | None:
-    if answer.strip().strip("$").split() == reference.strip().strip("$").split():
+def _judge_plain(answer: str, reference: str, rules: Rules) -> Judgement | None:
+    if answer == reference and answer:
+        return MATCH
+    if answer.isdecimal() and reference.isdecimal() and answer.isascii() and reference.isascii() and len(answer) + len(reference) < 80:
+        if int(answer) == int(reference):
+            return MATCH
+    elif answer.strip().strip("$").split() == reference.strip().strip("$").split():
         return MATCH
     found = parse_number(answer)
     expected = parse_number(reference) if found is not None else None
     if found is None or expected is None:
         return None
-    return MATCH if found == expected else MISMATCH
+    if found == expected or (rules.percent and (found == 100 * expected or expected == 100 * found)):
+        return MATCH
+    return MATCH if rules.tolerance and abs(found - expected) <= rules.tolerance * abs(expected) else MISMATCH
 
 
 def _refuse_to_parse(answer: str, reference: str) -> Judgement | None:
     for text, judgement in ((answer, UNPARSABLE), (reference, UNPARSABLE_REFERENCE)):
+        if len(text) > MAX_CHARS or not clean(text).isascii() or _SENTENCE.search(text) or "\0" in text:
+            return judgement
         # "120 200" is no single answer, but math-verify would read a mixed number, 320. ("1 1/2" is one, and "3, 5" a list.)
-        pieces = text.split() if len(text) <= MAX_CHARS else []
-        several = len(pieces) > 1 and all(not {"/", "\\"} & set(piece) and parse_number(piece) is not None for piece in pieces)
-        if several or len(text) > MAX_CHARS:
+        pieces = text.split()
+        if len(pieces) > 1 and all(not {"/", "\\"} & set(piece) and parse_number(piece) is not None for piece in pieces):
             return judgement
     return None
 
@@ -132,20 +177,18 @@ def _refuse_to_parse(answer: str, reference: str) -> Judgement | None:
 _scorer = lru_cache(maxsize=1024)(scorer_of)
 
 
-@lru_cache(maxsize=1024)
-def _parse_reference(reference: str) -> list[Any]:
-    return _parse_latex(reference)
+@lru_cache(maxsize=4096)
+def _parse_latex(text: str) -> tuple[Any, ...]:
+    from math_verify import LatexExtractionConfig, parse
 
-
-def _parse_latex(text: str) -> list[Any]:
-    from math_verify import parse
-
+    # The second of math-verify's extractions would take any number out of a text that is no expression.
+    boxed = f"\\boxed{{{text.strip().strip('$')}}}"
     try:
-        return list(parse(f"\\boxed{{{text.strip().strip('$')}}}", parsing_timeout=None, raise_on_error=True))
+        return tuple(parse(boxed, extraction_config=[LatexExtractionConfig()], parsing_timeout=None, raise_on_error=True))
     except FAULTS:
-        return []
+        return ()
 
 
-def _is_parsed(parsed: list[Any]) -> bool:
+def _is_parsed(parsed: tuple[Any, ...]) -> bool:
     """math-verify returns expressions where it could parse and the bare text besides; text alone means that it could not."""
     return any(not isinstance(value, str) for value in parsed)

@@ -49,7 +49,7 @@ class Service:
 
     `start_timeout_s` bounds the wait for the first replicas to be placed and, for each, the time it takes to load. `task_timeout_s`: a
     task in `run` for longer means that the worker hangs; it is replaced as if it had died of that task. `max_retries`: how often a task
-    may come back with RetryLater. `max_deaths`: a task that was at work, finally alone, in so many workers that died is quarantined.
+    may come back with RetryLater. `max_deaths`: a task that was alone in so many workers that died is quarantined.
     `max_deaths_in_a_row`: deaths with nothing finished in between that end the run. `fatal`: exception types that end the run as they are.
     """
 
@@ -73,7 +73,8 @@ class Service:
 
     def __post_init__(self) -> None:
         assert 0 < self.min_replicas <= self.max_replicas, self
-        assert self.capacity > 0 and self.max_deaths > 0 and (self.prefetch is None or self.prefetch >= 0), self
+        assert min(self.capacity, self.max_deaths, self.max_deaths_in_a_row) > 0, self
+        assert self.prefetch is None or self.prefetch >= 0, self
 
     @property
     def num_prefetched(self) -> int:

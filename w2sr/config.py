@@ -65,15 +65,16 @@ class PipelineConfig(StrictModel):
         lists: dict[str, list[Any]] = {
             "train.seeds": list(self.train.seeds),
             "train.arms": list(self.train.arms or []),
-            "curate.arms": list(self.curate.arms),
         }
         for key, values in lists.items():
             twice = [value for number, value in enumerate(values) if value in values[:number]]
             if twice:
                 raise ValueError(f"{key} names {twice[0]!r} more than once; give each once")
-        unknown = sorted(set(self.train.arms or []) - set(self.curate.arms))
+        made = self.curate.arm_names
+        unknown = sorted(set(self.train.arms or []) - set(made))
         if unknown:
-            raise ValueError(f"train.arms names {unknown[0]!r}, which curate.arms does not make; allowed: {', '.join(self.curate.arms)}")
+            raise ValueError(f"train.arms names {unknown[0]!r}, which curate.arms does not make; allowed: {', '.join(made)}")
+        self.curate.refuse_unknown_teachers(names)
         too_many = [k for k in self.evaluate.pass_k if not 1 <= k <= self.evaluate.samples_per_prompt]
         if too_many:
             raise ValueError(

@@ -29,5 +29,5 @@ class Run:
 
     def student_names(self) -> list[tuple[str, str, int]]:
         """Return (name, arm, seed) of every student this run trains, in a fixed order; `name` is its folder and label."""
-        arms = self.config.train.arms or list(self.config.curate.arms)
+        arms = self.config.train.arms or self.config.curate.arm_names
         return [(f"{arm}-seed{seed}", arm, seed) for arm in arms for seed in self.config.train.seeds]

@@ -113,7 +113,7 @@ def _curate(run: Run) -> None:
     counts = {"candidates": 32, "kept": 20, "truncated": 8, "size_match": 4}
     stage = StageDir(run.stage("curate"), "curate", {"made": "up"}, {})
     stage.begin()
-    write_text(stage.folder / "funnel.json", json.dumps({"traces": 60, "arms": dict.fromkeys(run.config.curate.arms, counts)}))
+    write_text(stage.folder / "funnel.json", json.dumps({"traces": 60, "arms": dict.fromkeys(run.config.curate.arm_names, counts)}))
     stage.finish({"traces": 60}, [stage.folder / "funnel.json"])
 
 

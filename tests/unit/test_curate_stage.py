@@ -114,7 +114,7 @@ def test_curate_pools_all_teachers_and_leaves_arms_rejects_and_a_funnel(run: Run
     curate.run(run)
     folder = run.stage("curate")
     manifest = Manifest.load(folder)
-    arms = {arm: read_table(folder / f"{arm}.parquet", Example) for arm in run.config.curate.arms}
+    arms = {arm: read_table(folder / f"{arm}.parquet", Example) for arm in run.config.curate.arm_names}
     assert {len(rows) for rows in arms.values()} == {6}
     assert {row.origin for row in arms["correct"]} <= set(TEACHERS)
     assert {row.verdict for row in arms["incorrect"]} == {"incorrect"}
@@ -151,7 +151,7 @@ def test_curated_files_are_the_same_bytes_every_time(run: Run) -> None:
 
 def test_an_arm_that_cannot_be_made_leaves_the_way_free_for_a_corrected_config(run: Run) -> None:
     verify.run(run)
-    hard = {"arms": ["all", "correct"], "min_unique_word_ratio": 1.0, "max_rows": 3}
+    hard = {"arms": ["all", "correct"], "filters": {"min_unique_word_ratio": 1.0}, "max_rows": 3}
     (run.stage("prompts") / "train.parquet").unlink()
     write_table(
         run.stage("prompts") / "train.parquet", [Prompt(**{**row, "reference_trace": None}) for row in map(_as_dict, PROMPTS)], Prompt

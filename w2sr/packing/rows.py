@@ -139,7 +139,9 @@ class _Gate:
         prefix = self._render(example.question)
         end_text, end_id = self._end(example, prefix)
         text_ids = tuple(self.tokenizer.encode(example.text, add_special_tokens=False))
-        row = Row(example.example_id, example.prompt_id, (*prefix.ids, *text_ids, end_id), len(prefix.ids))
+        # A trace that the token limit cut gets no end token: an end that is faked teaches to stop in mid-thought.
+        end_ids, end_text = ((end_id,), end_text) if example.ended else ((), "")
+        row = Row(example.example_id, example.prompt_id, (*prefix.ids, *text_ids, *end_ids), len(prefix.ids))
         self._check_tokens(row, text_ids, example.text + end_text)
         return row
 

@@ -1,60 +1,153 @@
-"""Stage `curate`: from judged traces to the training sets that are compared."""
+"""Stage `curate`: from judged traces to the training sets that are compared. The pool is read twice, never held (curation/)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from w2sr.artifacts import StageDir
-from w2sr.curation.arms import Arm, make_arms
-from w2sr.curation.filters import Judged
+from w2sr.artifacts import StageDir, file_digest
+from w2sr.curation.arms import Arm, ArmMaker
+from w2sr.curation.budget import budget_report
+from w2sr.curation.facts import Facts
+from w2sr.curation.human import Decision, HumanSource, as_trace, decisions_of, read_decisions, texts_of
+from w2sr.curation.ledger import FILE as CONTAMINATION
+from w2sr.curation.ledger import Hit, Ledger, eval_items
+from w2sr.curation.pool import GOLD, GoldSource, Prompts, Source, TeacherSource
+from w2sr.curation.scan import Decisions, Scanner
+from w2sr.curation.write import write_arms
+from w2sr.errors import UserError
+from w2sr.grading.grade import Grader
+from w2sr.packing.lengths import LengthCounter
 from w2sr.progress import Progress
-from w2sr.records import Example, Prompt, Reject, Trace, Verification
+from w2sr.records import Prompt, Verification
 from w2sr.run import Run
 from w2sr.stages.prompts import undone_by_user_error
-from w2sr.tables import iter_table, read_table, write_table, write_text
+from w2sr.tables import iter_table, write_table, write_text
 from w2sr.teachers.models import model_folder, special_tokens_of
 
 
 def run(run: Run) -> None:
-    """Write curate/<arm>.parquet, rejects.parquet and funnel.json.
+    """Write curate/<arm>.parquet, rejects.parquet, funnel.json, contamination.{json,parquet} and budget.json.
 
-    Counts: "traces", and for each arm "<arm>" (rows kept) and "<arm>_rejected"; both sum to the traces (for gold: to the training prompts).
+    Counts: "traces", and for each arm "<arm>" (rows kept) and "<arm>_rejected"; both sum to the arm's candidates.
     """
-    names = [teacher.name for teacher in run.config.teachers]
-    inputs = {"prompts": run.digest("prompts")}
-    for name in names:
-        inputs |= {f"{stage}/{name}": run.digest(stage, name) for stage in ("generate", "verify")}
-    special_tokens = special_tokens_of(model_folder(run.config.student.model))
-    identity = {**run.config.curate.identity(), "run_seed": run.config.seed, "teachers": names, "special_tokens": special_tokens}
-    stage = StageDir(run.stage("curate"), "curate", identity, inputs)
+    config = run.config.curate
+    student = model_folder(run.config.student.model)
+    special_tokens = special_tokens_of(student)
+    identity = {
+        **config.identity(),
+        "run_seed": run.config.seed,
+        "teachers": sorted(teacher.name for teacher in run.config.teachers),
+        "special_tokens": special_tokens,
+        "style": run.config.student.style.identity(),
+    }
+    stage = StageDir(run.stage("curate"), "curate", identity, _inputs(run, student))
     if stage.is_done():
         return
-    with undone_by_user_error(stage), Progress("curate", len(run.config.curate.arms), "arms") as progress:
-        prompts = read_table(run.stage("prompts") / "train.parquet", Prompt)
-        pool = [judged for name in names for judged in _judged(run, name)]
-        arms = make_arms(pool, prompts, run.config.curate, run.config.seed, special_tokens)
-        _write(stage, arms, len(pool), progress)
+    with undone_by_user_error(stage):
+        from transformers import AutoTokenizer
+
+        counter = LengthCounter(AutoTokenizer.from_pretrained(student), run.config.student.style)
+        prompts = Prompts.read(run.stage("prompts") / "train.parquet")
+        sources, decisions = _sources(run, prompts)
+        with Progress("curate", 2 * sum(source.num_rows for source in sources), "rows") as progress:
+            ledger = Ledger(config.contamination, eval_items(run))
+            scanner = Scanner(config, prompts, ledger, counter, run.config.seed, special_tokens, decisions, progress.advance)
+            facts = scanner.scan(sources)
+            maker = ArmMaker(facts, len(prompts), config)
+            arms = maker.make()
+            outputs = write_arms(stage.folder, arms, sources, prompts, facts.codes, progress.advance)
+        outputs += _write_ledgers(stage.folder, facts, arms, ledger)
+        budget = budget_report(facts, maker.rates, config.budget.limits, config.budget.hard_pass_rate)
+        outputs.append(_write_json(stage.folder / "budget.json", budget))
+        counts = {"traces": int((~facts.of_source(GOLD)).sum())}
+        for arm in arms:
+            funnel = arm.funnel(facts.codes.names)
+            counts |= {arm.name: funnel["kept"], f"{arm.name}_rejected": funnel["candidates"] - funnel["kept"]}
+        stage.finish(counts, outputs)
 
 
-def _judged(run: Run, teacher: str) -> Iterator[Judged]:
-    """Yield a teacher's traces with their verdicts: the rows of both stages are in the same order."""
-    traces = iter_table(run.stage("generate", teacher), Trace)
-    verdicts = iter_table(run.stage("verify", teacher), Verification)
-    for trace, verdict in zip(traces, verdicts, strict=True):
-        assert trace.trace_id == verdict.trace_id, f"the verdicts of teacher {teacher} do not belong to its traces"
-        yield Judged(trace, verdict)
+def _inputs(run: Run, student: Path) -> dict[str, str]:
+    inputs = {"prompts": run.digest("prompts")}
+    for teacher in run.config.teachers:
+        inputs |= {f"{stage}/{teacher.name}": run.digest(stage, teacher.name) for stage in ("generate", "verify")}
+    inputs["tokenizer"] = file_digest(student / "tokenizer.json") if (student / "tokenizer.json").is_file() else str(student)
+    files = {"curate.human": run.config.curate.human} | {
+        f"curate.contamination.files.{number}.path": file.path for number, file in enumerate(run.config.curate.contamination.files)
+    }
+    for key, name in files.items():
+        if name is None:
+            continue
+        if not Path(name).is_file():
+            raise UserError(f"{key}: there is no file {name} (relative paths start at {Path.cwd()})")
+        inputs[key] = file_digest(Path(name))
+    return inputs
 
 
-def _write(stage: StageDir, arms: list[Arm], num_traces: int, progress: Progress) -> None:
-    outputs = [stage.folder / f"{arm.name}.parquet" for arm in arms]
-    for arm, path in zip(arms, outputs, strict=True):
-        write_table(path, arm.examples, Example)
-        progress.advance(1)
-    rejects, funnel = stage.folder / "rejects.parquet", stage.folder / "funnel.json"
-    write_table(rejects, [reject for arm in arms for reject in arm.rejects], Reject)
-    write_text(funnel, json.dumps({"traces": num_traces, "arms": {arm.name: arm.funnel() for arm in arms}}, indent=1) + "\n")
-    counts = {"traces": num_traces}
-    for arm in arms:
-        counts |= {arm.name: len(arm.examples), f"{arm.name}_rejected": len(arm.rejects)}
-    stage.finish(counts, [*outputs, rejects, funnel])
+def _sources(run: Run, prompts: Prompts) -> tuple[list[Source], Decisions]:
+    """Return everything arms can be made of, in an order that does not depend on how the teachers are listed."""
+    names = sorted(teacher.name for teacher in run.config.teachers)
+    teachers = [TeacherSource(name, run.stage("generate", name), run.stage("verify", name)) for name in names]
+    sources: list[Source] = list(teachers)
+    decisions: list[Decision] = []
+    if run.config.curate.human is not None:
+        decisions = read_decisions(Path(run.config.curate.human))
+        sources.append(HumanSource(_judged(run, texts_of(decisions, _prompts_of(teachers, decisions)))))
+    if any(arm.family == "gold" or "gold" in arm.mix for arm in run.config.curate.arms):
+        sources.append(GoldSource(prompts))
+    return sources, decisions_of(decisions)
+
+
+def _prompts_of(teachers: list[TeacherSource], decisions: list[Decision]) -> dict[str, str]:
+    """Return the prompt of every trace that is decided on, as far as the run has it."""
+    wanted = {decision.trace_id for decision in decisions}
+    return {
+        trace_id: prompt_id
+        for teacher in teachers
+        for table in teacher.batches()
+        for trace_id, prompt_id in zip(table["trace_id"].to_pylist(), table["prompt_id"].to_pylist())
+        if trace_id in wanted
+    }
+
+
+def _judged(run: Run, texts: list[tuple[Decision, str]]) -> list[tuple[Decision, Verification]]:
+    """Return people's texts with verdicts: their own, or the grader's."""
+    wanted = {prompt_id for _, prompt_id in texts}
+    prompts = {
+        prompt.prompt_id: prompt for prompt in iter_table(run.stage("prompts") / "train.parquet", Prompt) if prompt.prompt_id in wanted
+    }
+    missing = sorted(wanted - prompts.keys())
+    if missing:
+        raise UserError(f"curate.human: {missing[0]!r} is no training prompt of this run; give a prompt_id of prompts/train.parquet")
+    with Grader(run.config.verify) as grader:
+        verdicts = grader.grade([as_trace(decision, prompt_id) for decision, prompt_id in texts], prompts)
+    judged = []
+    for (decision, prompt_id), found in zip(texts, verdicts, strict=True):
+        verdict, reason = (decision.verdict, "by_person") if decision.verdict is not None else (found.verdict, found.reason)
+        judged.append((decision, Verification(found.trace_id, prompt_id, verdict, reason, found.first_answer, found.last_answer)))
+    return judged
+
+
+def _write_ledgers(folder: Path, facts: Facts, arms: list[Arm], ledger: Ledger) -> list[Path]:
+    names = facts.codes.names
+    pool: dict[str, int] = {}
+    for code, name in enumerate(names):
+        if code and (number := int((facts.defect == code).sum())):
+            pool[name] = number
+    funnel = {
+        "traces": int((~facts.of_source(GOLD)).sum()),
+        "defects": pool,
+        "arms": {arm.name: arm.funnel(names) for arm in arms},
+    }
+    write_table(folder / "contamination.parquet", ledger.hits, Hit)
+    return [
+        _write_json(folder / "funnel.json", funnel),
+        _write_json(folder / CONTAMINATION, ledger.summary()),
+        folder / "contamination.parquet",
+    ]
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> Path:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+    return path

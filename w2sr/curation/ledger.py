@@ -1,0 +1,136 @@
+"""The ledger of contamination: which training row holds which evaluation question, by which rule, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from w2sr.curation.config import ContaminationConfig
+from w2sr.curation.contamination import EvalItem, Index
+from w2sr.curation.evalwords import is_word, numberless_words, plain_words
+from w2sr.errors import UserError
+from w2sr.prompts.files import read_rows
+from w2sr.records import Prompt
+from w2sr.run import Run
+from w2sr.tables import iter_table
+
+Kind = Literal["prompt", "trace"]
+FILE = "contamination.json"
+_LISTED_HITS = 200_000  # rows of the ledger; a run in which everything hits everything must not fill the disk
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One line of curate/contamination.parquet: a training prompt or trace that shares words with an evaluation question.
+
+    `coverage` is the share of the question's telling words that were found, `words` what was found; only hits with `counts` have
+    consequences.
+    """
+
+    kind: Kind
+    row_id: str
+    prompt_id: str
+    eval_set: str
+    eval_id: str
+    rule: str
+    coverage: float
+    counts: bool
+    words: str
+
+
+@dataclass
+class Ledger:
+    """Looks texts up and keeps account. `hits` holds the first _LISTED_HITS lines, `num_hits` counts all."""
+
+    config: ContaminationConfig
+    items: Sequence[EvalItem]
+    hits: list[Hit] = field(default_factory=list)
+    num_hits: int = 0
+
+    def __post_init__(self) -> None:
+        size, least = self.config.ngram_words, self.config.min_question_words
+        self._rules = {
+            "ngram": (lambda: Index(self.items, plain_words, lambda _: True, size, least), self.config.min_coverage),
+            "number": (lambda: Index(self.items, numberless_words, is_word, size, least), self.config.min_number_coverage),
+        }
+        self._indexes = {rule: self._rules[rule][0]() for rule in dict.fromkeys(self.config.rules)}
+        self._found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self._num_rows: Counter[str] = Counter()
+
+    def look_up(self, kind: Kind, row_ids: Sequence[str], prompt_ids: Sequence[str], texts: Sequence[str]) -> set[int]:
+        """Enter the hits of a batch and return the numbers of the texts with a hit that counts."""
+        contaminated = set()
+        for rule, index in self._indexes.items():
+            least = self._rules[rule][1]
+            for match in index.find(texts):
+                item, counts = self.items[match.item], match.coverage >= least
+                self.num_hits += 1
+                if len(self.hits) < _LISTED_HITS:
+                    row_id, prompt_id, coverage = row_ids[match.text], prompt_ids[match.text], round(match.coverage, 4)
+                    self.hits.append(Hit(kind, row_id, prompt_id, item.eval_set, item.eval_id, rule, coverage, counts, match.words))
+                if counts:
+                    contaminated.add(match.text)
+                    self._found[item.eval_set][rule].add(item.eval_id)
+        self._num_rows[kind] += len(contaminated)
+        return contaminated
+
+    def summary(self) -> dict[str, Any]:
+        """Return what contamination.json holds."""
+        sizes = Counter(item.eval_set for item in self.items)
+        return {
+            "policy": self.config.policy,
+            "training_prompts": self._num_rows["prompt"],
+            "training_traces": self._num_rows["trace"],
+            "hits": self.num_hits,
+            "listed": len(self.hits),
+            "sets": {
+                name: {
+                    "questions": number,
+                    "by_rule": {rule: len(self._found[name][rule]) for rule in self._indexes},
+                    "contaminated": sorted(set().union(*self._found[name].values())),
+                }
+                for name, number in sizes.items()
+            },
+        }
+
+
+def eval_items(run: Run) -> list[EvalItem]:
+    """Return every evaluation question of a run: its selection and test prompts, and the files of curate.contamination.files.
+
+    A set of a file bears the file's name without extension. Raises UserError for an unreadable file, a missing column, a name used twice.
+    """
+    items = []
+    for split in ("selection", "test"):
+        path = run.stage("prompts") / f"{split}.parquet"
+        if path.is_file():
+            items += [EvalItem(split, prompt.prompt_id, prompt.question) for prompt in iter_table(path, Prompt)]
+    taken = {"selection", "test"}
+    for file in run.config.curate.contamination.files:
+        name = Path(file.path).stem
+        if name in taken:
+            raise UserError(f"curate.contamination.files: two evaluation sets are called {name!r}; rename {file.path}")
+        taken.add(name)
+        for number, row in enumerate(read_rows(Path(file.path)), start=1):
+            question = row.values.get(file.question)
+            if not isinstance(question, str):
+                raise UserError(
+                    f"{row.where}: no text in column {file.question!r}; columns there: {', '.join(row.values)}. "
+                    "Name the column with curate.contamination.files.N.question"
+                )
+            items.append(EvalItem(name, str(number), question))
+    return items
+
+
+def contaminated_ids(run: Run, split: str) -> frozenset[str]:
+    """Return the ids of the evaluation prompts of `split` that some training prompt or trace of the pool holds, by a hit that counts.
+
+    They are the same whether such training rows were dropped or kept. Empty where the run has no ledger.
+    """
+    path = run.stage("curate") / FILE
+    if not path.is_file():
+        return frozenset()
+    return frozenset(json.loads(path.read_text(encoding="utf-8"))["sets"].get(split, {}).get("contaminated", []))

@@ -109,8 +109,11 @@ class OpenAIClient:
 
     def close(self) -> None:
         """Close all connections. Called in the event loop."""
+        import aiohttp
+
         if self._session is not None and self._session.connector is not None:
-            self._session.connector.close()
+            # The base class closes at once; TCPConnector's own is a coroutine, for resolvers that hold something.
+            aiohttp.BaseConnector.close(self._session.connector)
         self._session = None
 
     def _open(self) -> aiohttp.ClientSession:
@@ -119,7 +122,7 @@ class OpenAIClient:
         if self._session is None:  # not in __init__: a session belongs to the running loop
             timeout = aiohttp.ClientTimeout(total=self.config.timeout_s, connect=min(_CONNECT_TIMEOUT_S, self.config.timeout_s))
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S, resolver=aiohttp.ThreadedResolver()),
                 cookie_jar=aiohttp.DummyCookieJar(),  # requests have nothing to do with each other
                 headers=self._key.headers(),
                 timeout=timeout,
@@ -143,23 +146,22 @@ class OpenAIClient:
             return reply
 
     async def _post(self, url: str, body: dict[str, Any]) -> Reply:
-        """Send one request and read its answer. Raises Fault, Refused, Wrong.
-
-        Never `from` an exception of aiohttp: some of them hold the request's headers, and so the key.
-        """
+        """Send one request and read its answer. Raises Fault, Refused, Wrong."""
         import aiohttp
 
+        problem: Exception
         try:
             async with self._open().post(url, json=body, allow_redirects=False, proxy=proxy_for(url)) as response:
                 return read_response(response.status, response.headers, await _read(response))
         except aiohttp.ClientConnectorCertificateError as error:
-            raise Wrong("tls", " ".join(str(error).split())) from None
+            problem = Wrong("tls", _line(error))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise Fault(f"no connection ({' '.join(str(error).split()) or type(error).__name__})", everyone=True) from None
+            problem = Fault(f"no connection ({_line(error)})", everyone=True)
         except asyncio.TimeoutError:
-            raise Fault(f"no whole answer within timeout_s = {self.config.timeout_s:g}") from None
+            problem = Fault(f"no whole answer within timeout_s = {self.config.timeout_s:g}")
         except (aiohttp.ClientError, OSError) as error:
-            raise Fault(f"the connection broke before the answer was whole ({type(error).__name__})") from None
+            problem = Fault(f"the connection broke before the answer was whole ({type(error).__name__})")
+        raise problem  # out here, for some exceptions of aiohttp hold the request's headers, and so the key: none may hang on ours
 
     def _unanswered(self, fault: Fault, went_at: float, seed: int, attempt: int) -> Exception:
         reason = self._key.hidden(fault.reason)
@@ -213,6 +215,10 @@ def proxy_for(url: str) -> str | None:
     if urllib.request.proxy_bypass(parts.netloc):
         return None
     return urllib.request.getproxies().get(parts.scheme)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

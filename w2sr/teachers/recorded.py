@@ -66,7 +66,6 @@ class RecordedTraces:
     @classmethod
     def read(cls, config: RecordedEngineConfig) -> RecordedTraces:
         """Read what `config.path` names. Raises UserError for whatever is wrong with it."""
-        recorded_source(config)  # refuses what is not there
         return cls(config, _rows(config))
 
     def of(self, prompt_id: str, question: str) -> list[Completion]:
@@ -171,26 +170,34 @@ def recorded_source(config: RecordedEngineConfig) -> tuple[str, str]:
 
     Raises UserError for a path that is neither a file nor a folder nor like a hub id.
     """
-    path = Path(config.path).expanduser()
+    path = _place(config)
+    if path is None:
+        place = {"path": config.path, "name": config.name, "split": config.split, "revision": config.revision}
+        return config.path, digest_of(place)
     if path.is_file():
         return str(path), file_digest(path)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return str(path), digest_of({str(file.relative_to(path)): file_digest(file) for file in _parts(path) or files})
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", config.path):
-        raise UserError(
-            f"recorded traces: {config.path} does not exist; give a .json, .jsonl or .parquet file, a folder of part-*.parquet, a dataset's "
-            f"folder, or a hub id (owner/name). Relative paths start at {Path.cwd()}"
-        )
-    place = {"path": config.path, "name": config.name, "split": config.split, "revision": config.revision}
-    return config.path, digest_of(place)
+    files = _parts(path) or sorted(file for file in path.rglob("*") if file.is_file())
+    return str(path), digest_of({str(file.relative_to(path)): file_digest(file) for file in files})
+
+
+def _place(config: RecordedEngineConfig) -> Path | None:
+    """Return the file or folder that is meant; None for a hub id."""
+    path = Path(config.path).expanduser()
+    if path.exists():
+        return path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", config.path):
+        return None
+    raise UserError(
+        f"recorded traces: {config.path} does not exist; give a .json, .jsonl or .parquet file, a folder of part-*.parquet, a "
+        f"dataset's folder, or a hub id (owner/name). Relative paths start at {Path.cwd()}"
+    )
 
 
 def _rows(config: RecordedEngineConfig) -> Iterator[Row]:
-    path = Path(config.path).expanduser()
-    if path.is_file():
+    path = _place(config)
+    if path is not None and path.is_file():
         yield from read_rows(path)
-    elif parts := _parts(path):
+    elif path is not None and (parts := _parts(path)):
         for part in parts:
             yield from read_rows(part)
     else:

@@ -14,6 +14,7 @@ from w2sr.config import PipelineConfig
 from w2sr.run import Run
 from w2sr.teachers.generation import check_resources
 from w2sr.teachers.models import generator_spec, model_folder
+from w2sr.teachers.openai_key import Key
 
 STAGES = ("prompts", "generate", "verify", "curate", "train", "evaluate", "report")
 
@@ -52,6 +53,9 @@ def preflight(config: PipelineConfig, stages: list[str]) -> None:
     specs = [generator_spec(teacher.name, teacher.model, teacher.engine, teacher.style, teacher.sampling) for teacher in config.teachers]
     model_folder(config.student.model)
     spec = config.cluster.spec()
+    for teacher in config.teachers:
+        if teacher.engine.kind == "openai" and {"generate", "evaluate"} & set(stages):
+            Key.of(teacher.engine)
     if "generate" in stages:
         for number, (teacher, generator) in enumerate(zip(config.teachers, specs, strict=True)):
             check_resources(config, f"teachers.{number}.pool", generator, teacher.pool)

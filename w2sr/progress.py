@@ -24,6 +24,7 @@ class Progress:
         out = sys.stderr if self._live else io.StringIO()
         self._bar = tqdm(total=total, initial=done, desc=f"{title:<28}", unit=f" {unit}", dynamic_ncols=True, file=out, mininterval=0.2)
         self._last_line = time.monotonic()
+        self._total, self._first = total, done
 
     def advance(self, amount: int = 1, **values: Any) -> None:
         """Move on by `amount` and show `values` behind the bar."""
@@ -39,8 +40,8 @@ class Progress:
 
     def _write_line(self) -> None:
         bar = self._bar
-        elapsed, moved = bar.format_dict["elapsed"], bar.n - bar.initial
-        left = f", {elapsed / moved * (bar.total - bar.n):.0f} s to go" if 0 < moved and bar.n < bar.total else ""
+        elapsed, moved, missing = bar.format_dict["elapsed"], bar.n - self._first, self._total - bar.n
+        left = f", {elapsed / moved * missing:.0f} s to go" if moved > 0 and missing > 0 else ""
         shown = f", {bar.postfix}" if bar.postfix else ""
         print(
             f"{bar.desc.rstrip(': ')}: {bar.n}/{bar.total}{bar.unit} in {elapsed:.0f} s{left}{shown}",

@@ -18,6 +18,7 @@ from w2sr.teachers.config import TeacherConfig
 from w2sr.teachers.engine import GeneratorSpec
 from w2sr.teachers.generation import Job, generate, open_pool
 from w2sr.teachers.models import generator_spec
+from w2sr.teachers.recorded import RecordedPlan, RecordedTraces
 from w2sr.teachers.requests import Arc, RequestPlan, arcs
 from w2sr.traces.recovery import remove_shards
 
@@ -79,7 +80,8 @@ def _job(run: Run, item: _Open, prompts: list[Prompt], grader: Grader | None, wa
     if teacher.until_correct:
         assert grader is not None
         judge = _judge_by(grader, prompts)
-    plan = RequestPlan(teacher.name, prompts, teacher.samples_per_prompt, run.config.seed, item.arc)
+    asked = (teacher.name, prompts, teacher.samples_per_prompt, run.config.seed, item.arc)
+    plan = RecordedPlan(*asked, RecordedTraces.read(teacher.engine)) if teacher.engine.kind == "recorded" else RequestPlan(*asked)
     return Job(item.spec, plan, item.stage.folder, teacher.pool, f"generate {teacher.name}", judge, watch)
 
 

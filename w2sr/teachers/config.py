@@ -107,6 +107,8 @@ class TeacherConfig(StrictModel):
             raise ValueError(
                 "engine kind recorded takes no model: its traces exist" if recorded else f"engine kind {self.engine.kind} needs a model"
             )
+        if recorded and self.until_correct:
+            raise ValueError("until_correct needs an engine that can be asked again; recorded traces are what they are")
         if not recorded and self.sampling is None:
             raise ValueError("sampling is missing; give at least max_new_tokens")
         if self.sampling is not None and self.sampling.temperature == 0 and self.samples_per_prompt > 1:

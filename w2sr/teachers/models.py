@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from w2sr.artifacts import digest_of, file_digest, model_digest
+from w2sr.artifacts import digest_of, model_digest
 from w2sr.errors import UserError
 from w2sr.lab.models import resolve_model
 from w2sr.prompting import PromptStyle
 from w2sr.teachers.config import EngineConfig, SamplingConfig
 from w2sr.teachers.engine import GeneratorSpec
+from w2sr.teachers.recorded import recorded_source
 
 # What a hub snapshot needs to be served; .bin and .py files are never fetched, because they can run code.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -51,11 +52,9 @@ def generator_spec(
     stands in its place. Raises UserError when there is no such model or file.
     """
     if engine.kind == "recorded":
-        file = Path(engine.path).expanduser()
-        if not file.is_file():
-            raise UserError(f"teacher {name}: there is no file {engine.path}; give a JSON, JSONL or Parquet file with recorded traces")
+        source, digest = recorded_source(engine)
         # No token is drawn: the limit is never looked at.
-        return GeneratorSpec(name, str(file.resolve()), file_digest(file), style, SamplingConfig(max_new_tokens=1), engine)
+        return GeneratorSpec(name, source, digest, style, SamplingConfig(max_new_tokens=1), engine)
     assert model is not None, "the configuration sees to that"
     assert sampling is not None, "the configuration sees to that"
     if engine.kind == "openai":

@@ -25,6 +25,7 @@ from typing import Any
 
 from cluster.config import ClusterSpec
 from cluster.errors import ClusterError
+from cluster.topology import Node, Topology
 
 # What travels through the object store is text, a few MiB a unit.
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -87,6 +88,33 @@ def machine_gpus() -> int:
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
     found = sum(line.startswith("GPU ") for line in listed.splitlines())
     return found if visible is None else min(found, len(visible.split(",")))
+
+
+def topology_of(spec: ClusterSpec) -> Topology | None:
+    """Return the nodes that a session has, or will have; None when that is a cluster at an address to which no session is open yet."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return _live_topology(ray.nodes())
+    if spec.address is not None:
+        return None
+    cpus, gpus = _capacity(spec)
+    return Topology((Node("this machine", cpus, int(gpus)),))
+
+
+def _live_topology(nodes: list[dict[str, Any]]) -> Topology:
+    """Return the nodes that are alive, by name; a name that occurs twice gets the beginning of its node's id."""
+    alive = sorted((node for node in nodes if node["Alive"]), key=lambda node: (node["NodeName"], node["NodeID"]))
+    names = [node["NodeName"] for node in alive]
+    found = []
+    for node, name in zip(alive, names, strict=True):
+        has = node["Resources"]
+        kinds = [key.removeprefix("accelerator_type:") for key in has if key.startswith("accelerator_type:")]
+        labels = {key: value for key, value in node.get("Labels", {}).items() if not key.startswith("ray.io/")}
+        unique = name if names.count(name) == 1 else f"{name}-{node['NodeID'][:6]}"
+        found.append(
+            Node(unique, has.get("CPU", 0.0), int(has.get("GPU", 0)), kinds[0] if kinds else "", int(has.get("memory", 0)), labels)
+        )
+    return Topology(tuple(found))
 
 
 def _check_machine(spec: ClusterSpec) -> None:

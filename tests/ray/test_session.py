@@ -21,18 +21,17 @@ REPO = Path(__file__).resolve().parents[2]
 
 INTERRUPTED = """
 import sys, time
-from cluster.actor_pool import ActorPool
 from cluster.config import ClusterSpec
+from cluster.pool import Pool
 from cluster.session import ray_session
-from tests.ray.test_actor_pool import FakeWorker
+from tests.ray.sleeper import Naps, sleepers
 
 try:
-    with ray_session(ClusterSpec(num_cpus=2)), ActorPool(FakeWorker, 2) as pool:
-        pool.load("a")
-        list(pool.map({0: ("sleep", "0.1"), 1: ("sleep", "0.1")}))
+    with ray_session(ClusterSpec(num_cpus=2)), Pool() as pool:
+        list(pool.run([sleepers()], Naps([0.1, 0.1])))
         import ray
         print(ray._private.worker._global_node.get_session_dir_path(), flush=True)
-        list(pool.map({0: ("sleep", "100"), 1: ("sleep", "100")}))
+        list(pool.run([sleepers()], Naps([100, 100])))
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """

@@ -22,7 +22,7 @@ from w2sr.traces.merging import worth_merging
 from w2sr.traces.recovery import remove_shards
 from w2sr.traces.store import TraceStore
 
-LIMIT = 18
+LIMIT = 12
 ORDER = random.Random(3).sample(range(LIMIT), LIMIT)
 
 
@@ -47,6 +47,7 @@ class Disk:
         patch.setattr(os, "replace", self._replace)
         patch.setattr(os, "rename", self._replace)
         patch.setattr(os, "unlink", self._unlink)
+        patch.setattr(os, "getpid", lambda: last)  # another process every time
         self._write_table = pq.ParquetWriter.write_table
         disk = self
 
@@ -145,7 +146,7 @@ def test_a_store_killed_at_any_operation_loses_nothing_and_doubles_nothing(
     tmp_path: Path, calm: tuple[dict[str, bytes], int], power: bool
 ) -> None:
     parts, operations = calm
-    assert operations > 140
+    assert operations > 90
     for last in range(operations):
         folder = tmp_path / str(last)
         acknowledged: set[int] = set()
@@ -153,13 +154,14 @@ def test_a_store_killed_at_any_operation_loses_nothing_and_doubles_nothing(
         run_on_disk(folder, last, acknowledged, rng if power else None)
         if not (folder / "manifest.json").exists():
             with TraceStore.open(folder, Trace, LIMIT, id_at, 3600.0) as store:
-                found = committed(folder)
-                assert len(found) == len(set(found)) == store.num_rows, last
-                assert acknowledged <= set(found), last
+                there = committed(folder)
+                assert len(there) == len(set(there)) == store.num_rows, last
+                assert acknowledged <= set(there), last
         run_on_disk(folder, last // 2 + 3, acknowledged, rng if power else None)  # killed a second time, early in the resume
         run_on_disk(folder, 10**9, acknowledged, None, lot=LIMIT)
         assert part_bytes(folder) == parts, last
-        assert committed(folder) == [], last
+        found = {path.name for path in folder.iterdir() if "manifest" not in path.name}
+        assert found == {".writer.lock", *parts}, last
 
 
 WRITER = """
@@ -185,7 +187,7 @@ with TraceStore.open(folder, Trace, limit, id_at, flush_interval_s=0.01) as stor
 
 
 def test_a_writer_process_that_is_killed_again_and_again_gets_done(tmp_path: Path) -> None:
-    limit, rng, kills = 3000, random.Random(5), 0
+    limit, rng, kills = 8000, random.Random(5), 0
     acknowledged: set[int] = set()
     folder = tmp_path / "store"
     finished = False
@@ -195,7 +197,7 @@ def test_a_writer_process_that_is_killed_again_and_again_gets_done(tmp_path: Pat
             assert writer.stdout is not None
             first = writer.stdout.readline()  # it is at work
             if kills < 8:
-                time.sleep(rng.uniform(0, 0.25))
+                time.sleep(rng.uniform(0, 0.15))
                 writer.send_signal(signal.SIGKILL)
                 kills += 1
             lines = [first, *writer.stdout]

@@ -167,7 +167,7 @@ class TraceStore(Generic[Row]):
 
     def _merge(self, paths: Sequence[Path]) -> None:
         self._commit(merge(paths, self._schema), paths)
-        remove(paths, self.folder)  # durably, before anything can replace the merged shard
+        remove(paths, self.folder)
         for path in paths:
             del self._sizes[path]
 

@@ -22,6 +22,7 @@ class Grader:
 
     def __init__(self, config: VerifyConfig) -> None:
         self.grader = config.grader
+        self._config = config
         self._rules = Rules(config.percent, config.tolerance)
         self._pool = GradingPool(config.grader, config.workers, config.timeout_s)
 
@@ -67,6 +68,13 @@ class Grader:
         if difficult:
             judged.update(zip(difficult, self._pool.judge(list(difficult)), strict=True))
         return judged
+
+    def judge_by_math_verify(self, questions: Sequence[Question]) -> list[Judgement]:
+        """Return math-verify's own judgement of each question (grader "math" or "free"), whatever this grader is."""
+        if self.grader == "math":
+            return self._pool.judge(questions)
+        with GradingPool("math", self._config.workers, self._config.timeout_s) as pool:
+            return pool.judge(questions)
 
     def __enter__(self) -> Grader:
         return self

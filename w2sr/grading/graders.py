@@ -111,7 +111,20 @@ def judge_fully(question: Question) -> Judgement:
     """Return the judgement by math-verify or by the task's scorer. May run for ever or eat all memory: call it in a worker only."""
     if question.grader == "math":
         return judge_math(question.answer, question.reference)
+    if question.grader == "free":
+        return judge_free(question.answer, question.reference)
     return judge_by_scorer(question.answer, question.reference)
+
+
+def judge_free(text: str, reference: str) -> Judgement:
+    """Whatever math-verify takes for the answer in a text: no verdict of ours, but a second opinion on where the answer is (audit.py)."""
+    from math_verify import parse, verify
+
+    try:
+        found = parse(text, parsing_timeout=None, raise_on_error=True)
+        return MATCH if verify(list(_parse_latex(reference)), found, timeout_seconds=None, raise_on_error=True) else MISMATCH
+    except FAULTS:
+        return UNPARSABLE
 
 
 def judge_math(answer: str, reference: str) -> Judgement:

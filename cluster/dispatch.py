@@ -32,10 +32,11 @@ class Lease:
 
 @dataclass(slots=True)
 class _Holding:
-    """What a replica has. `apart`: these are suspects, and nothing is added to them."""
+    """What a replica has. `apart`: these are suspects, and nothing is added to them. `recalled`: asked back."""
 
     leases: dict[int, Lease] = field(default_factory=dict)
     apart: bool = False
+    recalled: int = 0
 
 
 class Dispatcher:
@@ -94,6 +95,29 @@ class Dispatcher:
             self._fill_slots(given)
             self._prefetch_more(given, num_starting)
         return given
+
+    def recall(self) -> dict[str, int]:
+        """Return who should give back how many tasks that wait at its side, because others have nothing to do. To be called after `assign`.
+
+        Whatever comes of that is told by `give_back`, also if it is nothing.
+        """
+        if self._waiting or not self._hungry:
+            return {}
+        free = sum(max(0, self._capacity - len(self._replicas[name].leases)) for name in self._hungry)
+        free -= sum(holding.recalled for holding in self._replicas.values()) if free else 0
+        asked: dict[str, int] = {}
+        for name, holding in self._replicas.items() if free > 0 else ():
+            excess = min(free, len(holding.leases) - self._capacity)
+            if excess > 0 and not holding.apart and not holding.recalled:
+                holding.recalled = excess
+                asked[name] = excess
+                free -= excess
+        return asked
+
+    def give_back(self, replica: str, numbers: Collection[int]) -> None:
+        """Take back tasks that `replica` had not begun."""
+        self._replicas[replica].recalled = 0
+        self._waiting.extendleft([self._take_back(replica, number) for number in reversed(list(numbers))])
 
     def complete(self, replica: str, number: int) -> Task:
         """Return the task `number`, which `replica` has done."""

@@ -108,11 +108,11 @@ class Fleet:
         """Let the answer to a question arrive in `events`."""
         future.add_done_callback(lambda done: self.events.put((member, kind, done)))
 
-    def exchange(self, member: Member, tasks: list[tuple[int, Any]]) -> None:
-        """Send `tasks` to a replica and ask for what is finished."""
+    def exchange(self, member: Member, tasks: list[tuple[int, Any]], recall: int = 0) -> None:
+        """Send `tasks` to a replica, or recall some, and ask for what is finished."""
         member.turn += 1
         member.heard = time.monotonic()
-        self.ask(member, "exchange", member.link.exchange(member.turn, tasks))
+        self.ask(member, "exchange", member.link.exchange(member.turn, tasks, recall))
 
     def load(self, member: Member, now: float) -> None:
         """Let a replica that is placed load what its service serves."""

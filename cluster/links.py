@@ -43,7 +43,7 @@ class Link(Protocol):
         """See Replica.load."""
         ...
 
-    def exchange(self, turn: int, tasks: list[tuple[int, Any]]) -> Future[Reply]:
+    def exchange(self, turn: int, tasks: list[tuple[int, Any]], recall: int) -> Future[Reply]:
         """See Replica.exchange."""
         ...
 
@@ -109,9 +109,9 @@ class _ThreadLink:
         """See Link."""
         return self._submit(self._replica.load(factory, orders))
 
-    def exchange(self, turn: int, tasks: list[tuple[int, Any]]) -> Future[Reply]:
+    def exchange(self, turn: int, tasks: list[tuple[int, Any]], recall: int) -> Future[Reply]:
         """See Link."""
-        return self._submit(self._replica.exchange(turn, tasks))
+        return self._submit(self._replica.exchange(turn, tasks, recall))
 
     def close(self) -> Future[None]:
         """See Link."""

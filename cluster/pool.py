@@ -198,6 +198,10 @@ class _Run:
             member = lane.members[name]
             self._unasked.pop(member, None)
             self._fleet.exchange(member, [(lease.number, lease.task.payload) for lease in leases])
+        for name, count in lane.work.recall().items():
+            member = lane.members[name]
+            self._unasked.pop(member, None)
+            self._fleet.exchange(member, [], count)
 
     def _pull(self, lane: Lane) -> None:
         if lane.exhausted:
@@ -275,6 +279,8 @@ class _Run:
             given_up = lane.work.retry(member.name, number, reason, after_s, now)
             if given_up is not None:
                 self._give_up(lane, member, *given_up)
+        if reply.given_back is not None:
+            lane.work.give_back(member.name, reply.given_back)
         if reply.turn == member.turn:
             self._unasked[member] = None
         if reply.trouble is not None:

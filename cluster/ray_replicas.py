@@ -63,9 +63,9 @@ class _ActorLink:
         """See Link."""
         return self._future(self._actor.load.remote(factory, orders))
 
-    def exchange(self, turn: int, tasks: list[tuple[int, Any]]) -> Future[Reply]:
+    def exchange(self, turn: int, tasks: list[tuple[int, Any]], recall: int) -> Future[Reply]:
         """See Link."""
-        return self._future(self._actor.exchange.remote(turn, tasks))
+        return self._future(self._actor.exchange.remote(turn, tasks, recall))
 
     def close(self) -> Future[None]:
         """See Link."""

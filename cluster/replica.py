@@ -51,9 +51,13 @@ class Trouble:
 
 @dataclass(slots=True)
 class Reply:
-    """What came of tasks: (number, result, seconds in `run`) or, for RetryLater, (number, reason, after_s). `turn` is the exchange's."""
+    """What came of tasks: (number, result, seconds in `run`) or, for RetryLater, (number, reason, after_s). `turn` is the exchange's.
+
+    `given_back` are tasks that were not begun, in answer to a recall.
+    """
 
     turn: int = 0
+    given_back: tuple[int, ...] | None = None
     finished: list[tuple[int, Any, float]] = field(default_factory=list)
     delayed: list[tuple[int, str, float]] = field(default_factory=list)
     trouble: Trouble | None = None
@@ -79,13 +83,16 @@ class Replica:
         error = await _error_of(self._load(factory, orders.spec))
         return None if error is None else _trouble(error, orders.fatal)
 
-    async def exchange(self, turn: int, tasks: list[tuple[int, Any]]) -> Reply:
+    async def exchange(self, turn: int, tasks: list[tuple[int, Any]], recall: int = 0) -> Reply:
         """Take tasks (number, payload) and return what is finished, once there is something to tell.
 
-        `turn` grows from call to call; a later one ends the wait of those before it, which then return empty.
+        With `recall` up to so many tasks that were not begun are given back, at once. `turn` grows from call to call; a later one ends
+        the wait of those before it, which then return empty.
         """
         self._queue.extend(tasks)
         self._start()
+        if recall:
+            self._reply.given_back = tuple(self._queue.pop()[0] for _ in range(min(recall, len(self._queue))))[::-1]
         if turn > self._turn:
             self._turn = turn
             self._wake.set()
@@ -155,7 +162,7 @@ class Replica:
 
     def _has_news(self) -> bool:
         assert self._orders is not None
-        if self._reply.trouble is not None:
+        if self._reply.trouble is not None or self._reply.given_back is not None:
             return True
         return bool(self._reply.finished or self._reply.delayed) and (self._lingered or len(self._queue) <= self._orders.low_water)
 

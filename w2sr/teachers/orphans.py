@@ -1,0 +1,53 @@
+"""Ends the processes that a replica leaves behind when it is killed outright: they would hold its GPU's memory for ever.
+
+vLLM's engine runs in processes of its own, and those outlive a parent that gets SIGKILL (measured: still there after ten minutes). A small
+guard process waits for the parent's end and then kills whatever carries the parent's mark in its environment. Linux only.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+MARK = "W2SR_REPLICA"
+# The guard's whole program: wait until the pipe is closed, then end what carries the mark.
+_GUARD = "import sys; from w2sr.teachers.orphans import kill_marked; sys.stdin.buffer.read(); kill_marked(sys.argv[1])"
+
+
+class Guard:
+    """Marks the children that this process starts from now on, and ends them when this process ends, however it ends, or at `close`."""
+
+    def __init__(self) -> None:
+        self._mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+        root = str(Path(__file__).resolve().parents[2])
+        # In a session of its own, so that a signal to the replica's group leaves it to its work; not marked itself.
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {root!r}); {_GUARD}", self._mark],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        os.environ[MARK] = self._mark
+
+    def close(self) -> None:
+        """End the marked processes now, and the guard."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        if os.environ.get(MARK) == self._mark:
+            del os.environ[MARK]
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process of this user that was started with `mark` in its environment."""
+    wanted = f"{MARK}={mark}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), 9)
+        except OSError:
+            continue  # it has ended meanwhile, or is another user's

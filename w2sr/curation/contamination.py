@@ -47,13 +47,9 @@ class Match:
 class Index:
     """Finds the questions of `items` in texts. Memory grows with the questions, not with what is searched."""
 
-    def __init__(
-        self, items: Sequence[EvalItem], words_of: Callable[[str], Words], tells: Callable[[str], bool], size: int, min_words: int
-    ) -> None:
-        """`tells(word)` is whether a word counts towards `min_words`; `size` is the length of the n-grams."""
-        self._words_of = words_of
+    def __init__(self, items: Sequence[EvalItem], texts: Sequence[Words], tells: Callable[[str], bool], size: int, min_words: int) -> None:
+        """`texts` are the questions as words; `tells(word)` is whether a word counts towards `min_words`; `size` words make an n-gram."""
         self._ids: dict[str, int] = {}
-        texts = [words_of(item.question) for item in items]
         boilerplate = _boilerplate(items, texts)
         self._items = [np.array([self._ids.setdefault(word, len(self._ids) + 1) for word in text], np.int64) for text in texts]
         self._words = ["", *self._ids]
@@ -70,8 +66,8 @@ class Index:
                 grams[width] += [(number, place) for place in places if told[place + width] - told[place] >= width // 3]
         self._tables = [_Table(width, self._items, places) for width, places in sorted(grams.items()) if places]
 
-    def find(self, texts: Sequence[str]) -> list[Match]:
-        """Return the hits of every text, in the order of texts and questions."""
+    def find(self, texts: Sequence[Words]) -> list[Match]:
+        """Return the hits of every text, given as words in the same way, in the order of texts and questions."""
         if not self._tables or not texts:
             return []
         stream, starts = self._stream(texts)
@@ -82,14 +78,14 @@ class Index:
                 covered[text, item].update(range(start, start + table.width))
         return [self._match(text, item, places) for (text, item), places in sorted(covered.items())]
 
-    def _stream(self, texts: Sequence[str]) -> tuple[WordIds, WordIds]:
+    def _stream(self, texts: Sequence[Words]) -> tuple[WordIds, WordIds]:
         """Return the word ids of all texts end to end, and where each begins."""
         known = self._ids.get
         ids: list[int] = []
         starts = []
         for text in texts:
             starts.append(len(ids))
-            ids += [known(word, 0) for word in self._words_of(text)]
+            ids += [known(word, 0) for word in text]
             ids.append(_BREAK)
         return np.array(ids, np.int64), np.array(starts, np.int64)
 
@@ -141,7 +137,7 @@ def _slot(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     return (mixed >> np.uint64(64 - _FILTER_BITS)).astype(np.int64)
 
 
-def _boilerplate(items: Sequence[EvalItem], texts: list[Words]) -> dict[str, set[tuple[str, ...]]]:
+def _boilerplate(items: Sequence[EvalItem], texts: Sequence[Words]) -> dict[str, set[tuple[str, ...]]]:
     """Return, for each set, the runs of 5 words that stand in at least 5 % of its questions, and in 10."""
     of_set: dict[str, list[Words]] = defaultdict(list)
     for item, text in zip(items, texts, strict=True):

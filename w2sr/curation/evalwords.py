@@ -21,12 +21,12 @@ _SPELLED = {word: str(value) for value, word in enumerate(_SPELLED_OUT)}
 def plain_words(text: str) -> list[str]:
     """Return the words of a text; every number in one spelling: "1,200.0", "1200" and "1200.00" are the same word, so are "five" and 5."""
     found = _TOKEN.findall(text.translate(_SIGNS).casefold())
-    return [_number(word) if word[0].isdigit() or word[0] == "." else _SPELLED.get(word, word) for word in found]
+    return [_number(word) if word[0] in "0123456789." else _SPELLED.get(word, word) for word in found]
 
 
-def numberless_words(text: str) -> list[str]:
-    """Return the same words with ANY_NUMBER in place of each number: the same exercise with other numbers reads the same."""
-    return [ANY_NUMBER if word[0].isdigit() else word for word in plain_words(text)]
+def without_numbers(words: list[str]) -> list[str]:
+    """Return plain words with ANY_NUMBER in place of each number: the same exercise with other numbers reads the same."""
+    return [ANY_NUMBER if word[0] in "0123456789" else word for word in words]
 
 
 def is_word(word: str) -> bool:
@@ -35,6 +35,8 @@ def is_word(word: str) -> bool:
 
 
 def _number(word: str) -> str:
+    if word.isdecimal() and word[0] != "0":
+        return word
     whole, _, decimals = word.replace(",", "").partition(".")
     decimals = decimals.rstrip("0")
     whole = whole.lstrip("0") or "0"

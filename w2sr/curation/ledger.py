@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from w2sr.curation.config import ContaminationConfig
 from w2sr.curation.contamination import EvalItem, Index
-from w2sr.curation.evalwords import is_word, numberless_words, plain_words
+from w2sr.curation.evalwords import is_word, plain_words, without_numbers
 from w2sr.errors import UserError
 from w2sr.prompts.files import read_rows
 from w2sr.records import Prompt
@@ -53,21 +53,23 @@ class Ledger:
 
     def __post_init__(self) -> None:
         size, least = self.config.ngram_words, self.config.min_question_words
-        self._rules = {
-            "ngram": (lambda: Index(self.items, plain_words, lambda _: True, size, least), self.config.min_coverage),
-            "number": (lambda: Index(self.items, numberless_words, is_word, size, least), self.config.min_number_coverage),
-        }
-        self._indexes = {rule: self._rules[rule][0]() for rule in dict.fromkeys(self.config.rules)}
+        plain = [plain_words(item.question) for item in self.items]
+        self._indexes: dict[str, Index] = {}
+        if "ngram" in self.config.rules:
+            self._indexes["ngram"] = Index(self.items, plain, lambda _: True, size, least)
+        if "number" in self.config.rules:
+            self._indexes["number"] = Index(self.items, [without_numbers(words) for words in plain], is_word, size, least)
+        self._least = {"ngram": self.config.min_coverage, "number": self.config.min_number_coverage}
         self._found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         self._num_rows: Counter[str] = Counter()
 
     def look_up(self, kind: Kind, row_ids: Sequence[str], prompt_ids: Sequence[str], texts: Sequence[str]) -> set[int]:
         """Enter the hits of a batch and return the numbers of the texts with a hit that counts."""
         contaminated = set()
+        plain = [plain_words(text) for text in texts] if self.items and self._indexes else []
         for rule, index in self._indexes.items():
-            least = self._rules[rule][1]
-            for match in index.find(texts):
-                item, counts = self.items[match.item], match.coverage >= least
+            for match in index.find(plain if rule == "ngram" else [without_numbers(words) for words in plain]):
+                item, counts = self.items[match.item], match.coverage >= self._least[rule]
                 self.num_hits += 1
                 if len(self.hits) < _LISTED_HITS:
                     row_id, prompt_id, coverage = row_ids[match.text], prompt_ids[match.text], round(match.coverage, 4)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from w2sr.prompting import PromptStyle, render_prefix
 
 Counts = npt.NDArray[np.int32]
+_AT_ONCE = 256  # texts: the tokenizer makes some hundred bytes for each token of a batch
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,10 @@ class LengthCounter:
 
     def supervised(self, texts: Sequence[str], ended: npt.NDArray[np.bool_]) -> Counts:
         """Return the supervised tokens of each text: its own and, where the trace `ended`, the end token."""
-        if not texts:
-            return np.zeros(0, np.int32)
-        # verbose=False: a warning about the model's longest input is beside the point when counting.
-        ids = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        return np.array([len(row) for row in ids], np.int32) + ended.astype(np.int32)
+        lengths: list[int] = []
+        for start in range(0, len(texts), _AT_ONCE):
+            some = list(texts[start : start + _AT_ONCE])
+            # verbose=False: a warning about the model's longest input is beside the point when counting.
+            found = self.tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            lengths += [len(row) for row in found["input_ids"]]
+        return np.array(lengths, np.int32) + ended.astype(np.int32)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from w2sr.diagnosis.distinct import DistinctSample
 from w2sr.diagnosis.lengths import Lengths
 from w2sr.diagnosis.rates import Rate
-from w2sr.grading.extract import extract_answers
+from w2sr.grading.choice import extract_choices
+from w2sr.grading.extract import Answers, extract_answers
 from w2sr.records import Trace
 from w2sr.textual.loops import is_loop
 from w2sr.textual.scripts import stray_scripts
@@ -17,6 +19,7 @@ from w2sr.textual.scripts import stray_scripts
 NUM_EXAMPLES = 3
 _MAX_KINDS = 20
 _NUMBER = re.compile(r"\d+")
+Extract = Callable[[str], Answers | None]
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,17 @@ class TeacherDiagnosis:
     accuracy: Rate | None = None
 
 
+def extractor(grader: str) -> Extract:
+    """Return what finds the final answers for this `verify.grader`."""
+    return extract_choices if grader == "choice" else extract_answers
+
+
 @dataclass
 class Tally:
-    """Counts a teacher's traces as they come, in any order. `diagnosis()` may be asked at any time."""
+    """Counts a teacher's traces as they come, in any order. `diagnosis()` may be asked at any time. `extract`: see extractor()."""
 
     teacher: str
+    extract: Extract = extract_answers
     _counts: Counter[str] = field(default_factory=Counter)
     _failures: Counter[str] = field(default_factory=Counter)
     _scripts: Counter[str] = field(default_factory=Counter)
@@ -70,7 +79,7 @@ class Tally:
             self._note("not_format_valid", trace)
             return
         self._counts["traces"] += 1
-        truncated, answered = trace.finish_reason == "length", extract_answers(trace.text) is not None
+        truncated, answered = trace.finish_reason == "length", self.extract(trace.text) is not None
         strays = stray_scripts(trace.text, question)
         self._scripts.update(strays.keys())
         found = {

@@ -14,7 +14,9 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
 LONGEST_BACKOFF_S = 60.0
-_FIRST_SPACING_S = 0.1  # between requests after the first 429; it doubles with each further one
+_FIRST_SPACING_S = 0.1  # between requests after the first 429
+_GROWTH = 1.5  # of the spacing with each further one
+_WIDEST_SPACING_S = 1.0  # whoever needs less than a request a second says requests_per_minute; the holds do their part
 _RECOVERY = 0.9  # what an answer leaves of the spacing
 _MANY = 8  # failures in a row, without an answer between, that no longer look like those of single requests
 
@@ -104,6 +106,7 @@ class Pace:
         self.outages += 1
         hold_s = backoff_s(self._first_wait_s, self.outages, 0, asked_s)
         if limited:
-            self._spacing_s = min(LONGEST_BACKOFF_S, max(2 * self._spacing_s, _FIRST_SPACING_S))
+            wider_s = min(_WIDEST_SPACING_S, max(_GROWTH * self._spacing_s, _FIRST_SPACING_S))
+            self._spacing_s = max(self._shortest_s, wider_s)
         self._held_until = self._next_at = self._clock() + hold_s
         return hold_s

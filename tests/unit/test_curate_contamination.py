@@ -16,7 +16,10 @@ from w2sr.curation.contamination import EvalItem
 from w2sr.curation.evalwords import plain_words, without_numbers
 from w2sr.curation.ledger import Ledger
 
-TRAIN = "A train travels 1,200 miles in five hours. At the same rate, how many additional hours would it take to travel an additional 480 miles?"
+TRAIN = (
+    "A train travels 1,200 miles in five hours. At the same rate, how many additional hours would it take to travel an additional 480 "
+    "miles?"
+)
 OTHERS = [
     "Find the sum of all positive divisors of 360 that are not divisible by 4 and leave remainder 1 modulo 7.",
     "Compute 3 + 4 * 5 - 6.",
@@ -68,11 +71,7 @@ def test_a_part_of_a_question_is_listed_but_counts_only_from_the_configured_cove
     ledger = Ledger(ContaminationConfig(rules=["ngram"], min_coverage=0.6), ITEMS)
     assert ledger.look_up("trace", ["r"], ["p"], [half]) == set()
     [hit] = ledger.hits
-    assert (hit.counts, hit.eval_id, round(hit.coverage, 2)) == (
-        False,
-        "t0",
-        round(14 / 24, 2) if hit.coverage > 0.5 else 0.0,
-    ) or hit.coverage < 0.6
+    assert (hit.counts, hit.eval_id, hit.coverage) == (False, "t0", 14 / 25)
     assert hits(half, rules=["ngram"], min_coverage=0.3) == {"t0": {"ngram"}}
 
 

@@ -13,10 +13,12 @@ import importlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,12 +53,26 @@ def ray_session(spec: ClusterSpec) -> Iterator[None]:
         ray = _import_ray()
         assert not ray.is_initialized(), "this process has a Ray session already"
         cleanup.callback(ray.shutdown)
-        if folder is not None:
-            check_ports()
-            _start(ray, spec, folder)
-        else:
-            _connect(ray, spec)
+        with _sigterm_kept():
+            if folder is not None:
+                check_ports()
+                _start(ray, spec, folder)
+            else:
+                _connect(ray, spec)
         yield
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Give SIGTERM back to whom it belonged: Ray takes it while it starts, and would end this process with code 15 and no clean-up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def require(what: str, cpus: float, gpus: float, spec: ClusterSpec) -> None:

@@ -23,6 +23,7 @@ SMALL = [
     "prompts.num_test=12",
     "teachers.0.samples_per_prompt=2",
     "teachers.0.engine.batch_size=8",
+    "generate.flush_interval_s=0.1",
     "evaluate.samples_per_prompt=2",
     "evaluate.pass_k=[1, 2]",
     "evaluate.engine.batch_size=12",

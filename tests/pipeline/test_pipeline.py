@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
@@ -13,7 +14,7 @@ from tests.pipeline.conftest import Command, small_run, wait_for
 from tests.tiny import make_tiny_model
 from w2sr.records import Example, Prompt, Trace, Verification
 from w2sr.status import run_status
-from w2sr.tables import read_table
+from w2sr.tables import num_rows, read_table
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -70,18 +71,28 @@ def test_a_changed_config_is_refused_and_the_old_one_kept(calm_run: Path) -> Non
     assert (calm_run / "config.yaml").read_text() == resolved
 
 
+def committed(folder: Path) -> int:
+    """Return how many rows are safe in a folder that may be written at this moment."""
+    rows = 0
+    for path in [*folder.glob("shard-*.parquet"), *folder.glob("part-*.parquet")]:
+        with contextlib.suppress(FileNotFoundError):
+            rows += num_rows(path)
+    return rows
+
+
 def test_killed_at_any_stage_and_run_again_gives_the_same_artifacts(calm_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     moments = [
-        ("generate/weak/part-*.parquet", signal.SIGKILL, -9),
-        ("train/all-seed0/checkpoints/*/complete.json", signal.SIGKILL, -9),
-        ("train/gold-seed0/stage.json", signal.SIGTERM, 143),
-        ("evaluate/test/base-cot/part-*.parquet", signal.SIGINT, 130),
+        (lambda: committed(folder / "generate" / "weak") >= 8, signal.SIGKILL, -9),
+        (lambda: committed(folder / "generate" / "weak") >= 24, signal.SIGTERM, 143),
+        (lambda: any(folder.glob("train/all-seed0/checkpoints/*/complete.json")), signal.SIGKILL, -9),
+        (lambda: (folder / "train" / "gold-seed0" / "stage.json").exists(), signal.SIGTERM, 143),
+        (lambda: committed(folder / "evaluate" / "test" / "base-cot") > 0, signal.SIGINT, 130),
     ]
-    for pattern, kind, expected in moments:
+    for has_come, kind, expected in moments:
         command = small_run(folder)
         process = command.start()
-        wait_for(lambda pattern=pattern: any(folder.glob(pattern)), process)  # type: ignore[misc]
+        wait_for(has_come, process)
         process.send_signal(kind)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == expected, output

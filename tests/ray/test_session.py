@@ -129,6 +129,11 @@ def test_ctrl_c_ends_the_session_without_a_trace_of_it() -> None:
     assert not processes_with(str(folder))
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_sigterm_stays_with_whom_it_was() -> None:
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "Ray takes it while it starts; the session gives it back"
+
+
 def test_more_processors_than_the_machine_has_are_refused_before_ray_starts() -> None:
     with (
         pytest.raises(ClusterError, match=rf"cluster.num_cpus=4096, but this machine has {machine_cpus()}"),

@@ -10,7 +10,9 @@ from w2sr.artifacts import StageDir
 from w2sr.diagnosis.gate import gate
 from w2sr.diagnosis.tally import Tally
 from w2sr.errors import UserError
+from w2sr.grading.follow import Following
 from w2sr.grading.grade import Grader
+from w2sr.grading.verdicts import Subject
 from w2sr.records import Prompt, Trace
 from w2sr.run import Run
 from w2sr.tables import read_table
@@ -51,7 +53,9 @@ def run(run: Run) -> None:
         jobs = [_job(run, item, prompts, grader, watch) for item, watch in zip(todo, watches, strict=True)]
         for item in todo:
             item.stage.begin()
-        for item, watch, totals in zip(todo, watches, generate(pool, run.config, jobs), strict=True):
+        with _following(run, todo, prompts):
+            done = generate(pool, run.config, jobs)
+        for item, watch, totals in zip(todo, watches, done, strict=True):
             watch.judge()
             item.stage.finish(totals.counts(), totals.parts, totals.usage())
             remove_shards(item.stage.folder)
@@ -83,6 +87,17 @@ def _job(run: Run, item: _Open, prompts: list[Prompt], grader: Grader | None, wa
     asked = (teacher.name, prompts, teacher.samples_per_prompt, run.config.seed, item.arc)
     plan = RecordedPlan(*asked, RecordedTraces.read(teacher.engine)) if teacher.engine.kind == "recorded" else RequestPlan(*asked)
     return Job(item.spec, plan, item.stage.folder, teacher.pool, f"generate {teacher.name}", judge, watch)
+
+
+def _following(run: Run, todo: list[_Open], prompts: list[Prompt]) -> Following:
+    """Return what judges early traces while later ones are made; the verify stage goes on from its verdicts."""
+    subjects = [
+        Subject(
+            item.teacher.name, item.stage.folder, run.stage("verify", item.teacher.name), len(prompts) * item.teacher.samples_per_prompt
+        )
+        for item in todo
+    ]
+    return Following(subjects, prompts, run.digest("prompts"), run.config.verify, run.config.generate.flush_interval_s)
 
 
 def _judge_by(grader: Grader, prompts: list[Prompt]) -> Callable[[Sequence[Trace]], list[bool]]:

@@ -12,9 +12,9 @@ from w2sr.diagnosis.tally import Tally
 from w2sr.errors import UserError
 from w2sr.grading.follow import Following
 from w2sr.grading.grade import Grader
-from w2sr.grading.verdicts import Subject
 from w2sr.records import Prompt, Trace
 from w2sr.run import Run
+from w2sr.stages.verify import subject_of
 from w2sr.tables import read_table
 from w2sr.teachers.config import TeacherConfig
 from w2sr.teachers.engine import GeneratorSpec
@@ -91,12 +91,7 @@ def _job(run: Run, item: _Open, prompts: list[Prompt], grader: Grader | None, wa
 
 def _following(run: Run, todo: list[_Open], prompts: list[Prompt]) -> Following:
     """Return what judges early traces while later ones are made; the verify stage goes on from its verdicts."""
-    subjects = [
-        Subject(
-            item.teacher.name, item.stage.folder, run.stage("verify", item.teacher.name), len(prompts) * item.teacher.samples_per_prompt
-        )
-        for item in todo
-    ]
+    subjects = [subject_of(run, item.teacher.name, len(prompts)) for item in todo]
     return Following(subjects, prompts, run.digest("prompts"), run.config.verify, run.config.generate.flush_interval_s)
 
 

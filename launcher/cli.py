@@ -74,7 +74,7 @@ def _guarded(arguments: argparse.Namespace) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from launcher import diagnose, export, placement
+    from launcher import diagnose, export, placement, replay
     from w2sr import __version__
 
     debug = argparse.ArgumentParser(add_help=False)
@@ -95,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     diagnose.add(commands, debug)
     export.add(commands, debug)
     placement.add(commands, debug)
+    replay.add(commands, debug)
     _add_config(commands, debug)
     _add_lab(commands, debug)
     return parser

@@ -15,7 +15,7 @@ from w2sr.grading.algebra import NUM_POINTS, agree, constant_of, equal, letters_
 from w2sr.grading.forms import LISTS, Form, exact_value, numeric_value
 from w2sr.grading.vocabulary import TELLING
 
-Outcome = Literal["match", "mismatch", "units", "text_overlap"]
+Outcome = Literal["match", "mismatch", "units", "order", "text_overlap"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ def compare(answer: Form, reference: Form, rules: Rules) -> Outcome | None:
         same = True
     if same is not None and answer.unit and reference.unit and answer.unit != reference.unit and "%" not in (answer.unit, reference.unit):
         return "units"  # "100 cm" for "1 m", "5 cm" for "5 m": no verdict without a table of units
+    if same is None and {answer.kind, reference.kind} == {"list", "()"} and _same_members(answer.items, reference.items):
+        return "order"  # (2,1) for "1,2": a pair in the wrong order, or a list in brackets
     return None if same is None else "match" if same else "mismatch"
 
 
@@ -59,7 +61,7 @@ def _same(one: Form, other: Form) -> bool | None:
         return _same_equation(one, other)
     if one.name and other.name and one.name != other.name:
         return None
-    if one.kind == other.kind == "value":
+    if {one.kind, other.kind} <= {"value", "words"} and one.tokens and other.tokens:
         return _same_number(one, other)
     if one.kind == other.kind == "infinity":
         return one.text == other.text
@@ -74,7 +76,7 @@ def _same(one: Form, other: Form) -> bool | None:
 
 def _same_number(one: Form, other: Form) -> bool | None:
     if one.base or other.base:
-        return one.tokens == other.tokens and (one.base == other.base or 0 in (one.base, other.base))
+        return one.tokens == other.tokens and one.base in (0, other.base)  # "52" for 52_8, but not 52_8 for "52"
     same = same_value(one.tokens, other.tokens)
     if same is not True and one.unit != other.unit:
         if "%" in (one.unit, other.unit):
@@ -152,11 +154,20 @@ def _same_members(one: Sequence[Form], other: Sequence[Form]) -> bool | None:
 def _same_equation(one: Form, other: Form) -> bool | None:
     first, second = (_as_equation(form) for form in (one, other))
     if first is None or second is None:
-        return None
+        return _side_of_equation(one, other) if one.kind == "equation" else _side_of_equation(other, one)
     left, right = exact_value(first), exact_value(second)
     if left is None or right is None:
         return None
     return same_roots(left, right)
+
+
+def _side_of_equation(equation: Form, other: Form) -> bool | None:
+    """`a + b = 5` may well be meant as 5. But x - y = 0 is not 0, and no other number is an equation in two unknowns."""
+    value, whole = exact_value(other.tokens) if other.kind == "value" else None, exact_value(equation.tokens)
+    if value is None or whole is None or constant_of(value) is None or len(letters_of(whole)) < 2:
+        return None
+    sides = [same_value(side.tokens, other.tokens) for side in equation.items]
+    return False if constant_of(value) == 0 or sides == [False, False] else None
 
 
 def _as_equation(form: Form) -> tuple[str, ...] | None:
@@ -166,11 +177,14 @@ def _as_equation(form: Form) -> tuple[str, ...] | None:
 
 
 def _words_and_other(words: Form, other: Form) -> bool | None:
-    """A word that names no number and no set is neither a number nor a list."""
-    value = exact_value(other.tokens) if other.kind == "value" and not other.base else None
-    telling = TELLING & set(re.split(r"[ -]", words.text))
-    constant = value is not None and not letters_of(value)
-    return False if (constant or other.items) and not telling else None
+    """A word that names no number and no set is neither a list nor an expression, unless it is one letter by letter (abc = cab)."""
+    if TELLING & set(re.split(r"[ -]", words.text)):
+        return None
+    if other.kind != "value" or other.base:
+        return False if other.items or other.base else None
+    letters = tuple(character for character in words.text if character.isalpha())
+    spelled = same_value(letters, tuple(token.lower() if len(token) == 1 else token for token in other.tokens))
+    return False if spelled is False else None
 
 
 def _compare_words(answer: str, reference: str) -> Outcome | None:

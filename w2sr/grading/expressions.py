@@ -132,7 +132,7 @@ class _Reader(Generic[Value]):
 
     def _atom(self) -> Any:
         token = self.token
-        if token and (token[0].isdigit() or token[0] == "."):
+        if token[:1].isdigit() or (token[:1] == "." and len(token) > 1):
             value = self._algebra.number(Fraction(self._take()))
             if self.token and self.token[0] in ".0123456789":
                 raise Unreadable("two numbers side by side")

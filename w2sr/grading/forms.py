@@ -33,8 +33,9 @@ _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
 class Form:
     """An answer that was read.
 
-    `kind`: "value" (`tokens`), "infinity" (`text` is its sign), "words" (`text`), "equation" (`tokens` of left minus right), "union",
-    "list", "set", "()", "[]", "(]", "[)", or "matrix 2x3", all of these with `items`. `name` is what it was assigned to (x in x=5).
+    `kind`: "value" (`tokens`), "infinity" (`text` is its sign), "words" (`text`; a letter has `tokens`), "equation" (`tokens` of left
+    minus right, `items` are the sides), "union", "list", "set", "()", "[]", "(]", "[)", or "matrix 2x3", all of these with `items`.
+    `name` is what it was assigned to (x in x=5).
     """
 
     kind: str
@@ -64,7 +65,8 @@ def _form(text: str) -> Form:
     words = words_of(text)
     if words is not None:
         number = NUMBERS.get(words)
-        return Form("words", text=words) if number is None else Form("value", (str(number),))
+        letter = next(character for character in text.replace("\\text", "") if character.isalpha()) if len(words) == 1 else ""
+        return Form("words", (letter,) if letter else (), text=words) if number is None else Form("value", (str(number),))
     pieces = split_top(text, (",", ";", "\\text{ or }", "\\text{ and }", " or ", " and ", "\\text{or}", "\\text{and}"))
     if len(pieces) > 1 and not _THOUSANDS.fullmatch(take_unit(_unassigned(text)[1])[0]):
         if _GROUPED.search(text):
@@ -131,7 +133,8 @@ def _equation(text: str) -> Form:
     left, _, right = text.partition("=")
     if "=" in right or _RELATION.search(text) or not right.strip():
         raise Unreadable("a chain of equations")
-    return Form("equation", ("(", *tokens_of(left), ")", "-", "(", *tokens_of(right), ")"))
+    sides = tokens_of(left), tokens_of(right)
+    return Form("equation", ("(", *sides[0], ")", "-", "(", *sides[1], ")"), tuple(Form("value", side) for side in sides))
 
 
 def _inequality(text: str) -> Form:

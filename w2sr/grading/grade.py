@@ -31,8 +31,8 @@ class Grader:
 
         The last final answer decides (see extract.py); the first is judged as well. Without one a trace is unverifiable: "error" (the
         engine failed), "truncated" (the token limit ended it) or "no_answer". Other reasons: "match"; "mismatch"; and, all unverifiable,
-        "no_reference", "unparsable", "unparsable_reference", "units", "text_overlap", "timeout", "memory", "crashed". Raises UserError when
-        the grader is reasoning_gym and a prompt is not from there.
+        "no_reference", "unparsable", "unparsable_reference", "units", "order", "text_overlap", "timeout", "memory", "crashed". Raises
+        UserError when the grader is reasoning_gym and a prompt is not from there.
         """
         self._refuse_foreign_prompts(traces, prompts)
         extract = extract_choices if self.grader == "choice" else extract_answers

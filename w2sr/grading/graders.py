@@ -57,6 +57,7 @@ _OUTCOMES = {
     "match": MATCH,
     "mismatch": MISMATCH,
     "units": Judgement("unverifiable", "units"),
+    "order": Judgement("unverifiable", "order"),
     "text_overlap": Judgement("unverifiable", "text_overlap"),
 }
 

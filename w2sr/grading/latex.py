@@ -68,7 +68,7 @@ _DEGREES = re.compile(r"\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})\s*$")
 _PERCENT = re.compile(r"\s*(?:\\?%|percent)$")
 _CURRENCY = re.compile(r"(-?)\s*(?:\\\$|\$|\\text\{(euro|pound)\})\s*(.*)", re.DOTALL)
 _TEXT_UNIT = re.compile(r"\s*\\text\s*\{([A-Za-z .\\/-]*)\}\s*(?:\^\s*(?:\{([23])\}|([23])))?$")
-_PLAIN_UNIT = re.compile(r"(?<=[\d})\s])\s*((?:[A-Za-z]+[ .]*){1,4})(?:\^\s*(?:\{([23])\}|([23])))?$")
+_PLAIN_UNIT = re.compile(r"(?<=[\d})\s])\s*([A-Za-z]+(?:[ .]+[A-Za-z]+){0,3}[ .]*)(?:\^\s*(?:\{([23])\}|([23])))?$")
 
 
 def clean(text: str) -> str:

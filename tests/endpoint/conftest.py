@@ -88,16 +88,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
+@contextlib.contextmanager
+def faulty_proxy(upstream: int, seed: int) -> Iterator[FaultyProxy]:
+    """Run a proxy in front of a port."""
+    command = [sys.executable, str(HERE / "faulty_proxy.py"), str(upstream), str(seed)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield FaultyProxy(int(process.stdout.readline()), process)
+        finally:
+            process.kill()
+
+
 @pytest.fixture
 def faulty(server: Server) -> Iterator[Callable[[int], FaultyProxy]]:
-    """Return a function that starts a proxy with a seed, before the server or before another port."""
+    """Return a function that starts a proxy with a seed before the server."""
     with contextlib.ExitStack() as stack:
-
-        def start(seed: int, upstream: int | None = None) -> FaultyProxy:
-            command = [sys.executable, str(HERE / "faulty_proxy.py"), str(upstream or server.port), str(seed)]
-            process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-            stack.callback(process.kill)
-            assert process.stdout is not None
-            return FaultyProxy(int(process.stdout.readline()), process)
-
-        yield start
+        yield lambda seed: stack.enter_context(faulty_proxy(server.port, seed))

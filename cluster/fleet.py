@@ -217,10 +217,14 @@ class Fleet:
             self._resources = (now, *self._transports[False].resources())
         _, total, free = self._resources
         wanted = {"CPU": lane.service.cpus, "GPU": lane.service.gpus}
-        return (
+        text = (
             f"{unplaced} replica{'s' * (unplaced > 1)} with {_amounts(wanted)}{' each' * (unplaced > 1)}; "
-            f"the cluster has {_amounts(total)}, of which {_amounts(free)} are free"
+            f"the cluster has {_amounts(total)}, free: {_amounts(free)}"
         )
+        if all(free[kind] >= number for kind, number in wanted.items()):
+            where = f" (python={lane.service.python}: is it there on every node, with the same Ray?)" if lane.service.python else ""
+            return f"{text}: no single node has these, or its process does not start{where}"
+        return text
 
     def status(self, lane: Lane, now: float) -> ServiceStatus:
         """Return live figures of a service."""

@@ -23,6 +23,7 @@ class RayTransport:
         """Ask Ray for an actor. It stays pending until a node has room, also one that joins later."""
         import ray
 
+        assert ray.is_initialized(), "a service that is not in_driver needs a Ray session"
         options: dict[str, Any] = {"num_cpus": service.cpus, "num_gpus": service.gpus, "max_restarts": 0, "max_task_retries": 0}
         if service.python is not None:
             options["runtime_env"] = _environment(service.python)

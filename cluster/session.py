@@ -206,6 +206,9 @@ def _variables(folder: Path | None) -> dict[str, str | None]:
     # A worker's OMP_NUM_THREADS is set by Ray to the CPUs of its actor, unless the environment has one.
     common: dict[str, str | None] = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        # How long Ray waits for word that a process died before it takes its whole node for lost, which the pool holds against no task. On
+        # a busy machine the default of a second is too short.
+        "RAY_timeout_ms_task_wait_for_death_info": "5000",
         # Ray prints this to stdout even with log_to_driver=False; the pool and the train group say it in their own words.
         "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing",
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),

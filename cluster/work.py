@@ -145,7 +145,7 @@ class ServiceStatus:
     Replicas: `ready`, `loading` (placed, not ready yet), `unplaced` (waiting for resources). Tasks: `waiting` (of the look-ahead),
     `in_flight`, `delayed` (RetryLater), `suspects` (waiting to be run apart, because a worker died of one of them). Since the run began:
     `finished` tasks, `failed` ones, `deaths` of replicas (those of their nodes included). `waits_for` says in words what is missing
-    ("1 replica with 4 CPUs, 1 GPU; the cluster has 2 CPUs, 0 GPUs"), or is empty.
+    ("1 replica with 4 CPUs, 1 GPU; the cluster has 2 CPUs, free: 1 CPU"), or is empty.
     """
 
     service: str

@@ -266,10 +266,10 @@ def test_a_node_that_joins_gets_replicas_and_waiting_is_mentioned(
             most = max(most, status.ready)
             if done == 30:
                 assert (status.ready, status.unplaced) == (1, 1), "Ray is asked for one more, not for seven"
-                assert status.waits_for == "1 replica with 1 CPU; the cluster has 1 CPU, of which 0 CPUs are free"
+                assert status.waits_for == "1 replica with 1 CPU; the cluster has 1 CPU, free: 0 CPUs"
                 cluster.grow(3)
     assert most == 4
-    assert "a waits for 1 replica with 1 CPU; the cluster has 1 CPU, of which 0 CPUs are free" in caplog.text
+    assert "a waits for 1 replica with 1 CPU; the cluster has 1 CPU, free: 0 CPUs" in caplog.text
 
 
 def test_a_service_for_which_there_is_never_room_ends_the_run_and_says_what_is_missing() -> None:

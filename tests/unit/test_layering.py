@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-RAY_DOORS = {"cluster/session.py", "cluster/actor_pool.py", "cluster/ray_replicas.py", "cluster/train_group.py"}
+RAY_DOORS = {"cluster/session.py", "cluster/ray_replicas.py", "cluster/train_group.py"}
 DEEPSPEED_DOORS = {"w2sr/training/engine.py"}
 
 

@@ -66,8 +66,18 @@ class Comparison:
         return next((row for row in self.rows if row.key == key), None)
 
 
-def compare(run: Run) -> Comparison:
-    """Read every contestant's answers and verdicts and compare them. Raises UserError naming the first label that is not evaluated."""
+@dataclass(frozen=True)
+class Measured:
+    """Figures by problem, in the order of `prompt_ids`: of each contestant, and of each row of the report (an arm's students together)."""
+
+    prompt_ids: list[str]
+    contestants: list[Contestant]
+    values: dict[str, Mapping[str, Floats]]
+    of_row: dict[str, dict[str, Floats]]
+
+
+def measure(run: Run) -> Measured:
+    """Read every contestant's answers and verdicts. Raises UserError naming the first label that is not evaluated."""
     evaluate = run.config.evaluate
     contestants = contestants_of(run)
     run.digest("prompts")  # raises when they are not there
@@ -77,10 +87,18 @@ def compare(run: Run) -> Comparison:
         contestant.label: _values(folder / contestant.label, prompt_ids, evaluate.samples_per_prompt, evaluate.pass_k)
         for contestant in contestants
     }
+    of_row = {key: pooled([values[member.label] for member in group]) for key, group in _members(contestants).items()}
+    return Measured(prompt_ids, contestants, values, of_row)
+
+
+def compare(run: Run) -> Comparison:
+    """Compare every contestant with every other one. Raises UserError naming the first label that is not evaluated."""
+    evaluate = run.config.evaluate
+    measured = measure(run)
+    prompt_ids, contestants, values, of_row = measured.prompt_ids, measured.contestants, measured.values, measured.of_row
     members = _members(contestants)
     teachers = [key for key, group in members.items() if group[0].kind == "teacher"]
     ceiling = evaluate.ceiling if evaluate.ceiling in members else None
-    of_row = {key: pooled([values[member.label] for member in group]) for key, group in members.items()}
     columns = {f"{key}:{figure}": column for key, figures in of_row.items() for figure, column in figures.items()}
     columns |= {f"{label}:student": figures["avg"] for label, figures in values.items()}
     bootstrap = Bootstrap(columns, evaluate.bootstrap_samples, evaluate.confidence, run.config.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-from w2sr.reporting import numbers, plots, view
+from w2sr.reporting import curation, numbers, plots, view
 from w2sr.reporting.names import ARM_NAMES
 from w2sr.reporting.report import Report
 
@@ -33,6 +33,9 @@ def render_html(report: Report) -> str:
         seeds=view.seeds_table(comparison),
         teachers=view.teachers_table(report.teachers),
         arms=view.arms_table(report.arms),
+        contamination=curation.contamination_table(report.contamination) if report.contamination else None,
+        clean=curation.clean_table(report.contamination) if report.contamination and report.contamination.scores else None,
+        budget=curation.budget_table(report.budget) if report.budget else None,
         costs=view.costs_table(report.costs),
         models=view.models_table(report.models),
         other_split=view.other_split_table(report.other_split) if report.other_split else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from w2sr.reporting import view
+from w2sr.reporting import curation, view
 from w2sr.reporting.report import Report
 from w2sr.reporting.samples import SampleProblem
 from w2sr.reporting.view import Cell, Table
@@ -25,6 +25,8 @@ def render_markdown(report: Report) -> str:
         "## From prompts to training rows",
         _table(view.teachers_table(report.teachers)),
         _table(view.arms_table(report.arms)),
+        *(["### What a limit on length would lose", _table(curation.budget_table(report.budget))] if report.budget else []),
+        *_contamination(report),
         "## Cost",
         _table(view.costs_table(report.costs)),
         "## What the rows mean",
@@ -38,6 +40,14 @@ def render_markdown(report: Report) -> str:
         _table(view.models_table(report.models)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _contamination(report: Report) -> list[str]:
+    found = report.contamination
+    if found is None:
+        return []
+    clean = [_table(curation.clean_table(found))] if found.scores else []
+    return ["## Contamination", _table(curation.contamination_table(found)), *clean]
 
 
 def _bars(report: Report) -> list[str]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from w2sr.config import dump_config
-from w2sr.reporting import ledger, provenance, sentences
+from w2sr.reporting import curation, ledger, provenance, sentences
 from w2sr.reporting.compare import Comparison, compare
+from w2sr.reporting.curation import Contamination
 from w2sr.reporting.ledger import ArmFunnel, Cost, Curve, TeacherFunnel
 from w2sr.reporting.names import MEANINGS
 from w2sr.reporting.samples import SampleProblem, sample_problems
@@ -37,6 +38,8 @@ class Report:
     meanings: dict[str, str]
     teachers: list[TeacherFunnel]
     arms: list[ArmFunnel]
+    contamination: Contamination | None
+    budget: dict[str, Any] | None
     curves: list[Curve]
     samples: list[SampleProblem]
     other_split: dict[str, Any] | None
@@ -76,6 +79,8 @@ def collect(run: Run) -> Report:
         },
         teachers=ledger.teacher_funnels(run),
         arms=ledger.arm_funnels(run),
+        contamination=curation.contamination(run, comparison),
+        budget=curation.budget(run),
         curves=ledger.curves(run),
         samples=sample_problems(run, comparison, leader.key if leader else None),
         other_split=provenance.other_split(run),

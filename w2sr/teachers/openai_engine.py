@@ -111,7 +111,7 @@ class OpenAIEngine:
         else:
             self._note(reply)
             completion = completion_of(reply, self.config.reasoning_format)
-        del self._tries[request.trace_id]
+        self._tries.pop(request.trace_id, None)
         return completion
 
     def _is_its_own(self, tries: _Tries) -> bool:

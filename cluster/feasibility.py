@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from cluster.board import UNITS, Board, to_units
+from cluster.board import UNITS, Board, Wish, to_units
 from cluster.topology import Topology
 
 # A node as the search sees it: which demands may use it, its free GPUs, its free CPUs in units. Equal nodes are one.
@@ -16,17 +16,11 @@ MOST_SEATS = 300
 MOST_WORK = 100_000
 
 
-class Wanted(Protocol):
-    """What one replica of a demand wants of one node."""
+class Wanted(Wish, Protocol):
+    """A wish with a name."""
 
     @property
     def name(self) -> str: ...
-    @property
-    def gpus(self) -> float: ...
-    @property
-    def cpus(self) -> float: ...
-    @property
-    def labels(self) -> Mapping[str, str]: ...
 
 
 def find_placement(topology: Topology, demands: Sequence[tuple[Wanted, int]]) -> tuple[dict[str, list[int]] | None, bool]:

@@ -64,6 +64,7 @@ class Diagnosis:
             "traces": found.traces,
             "accuracy": None if found.accuracy is None else found.accuracy.to_json(),
             "rates": {name: rate.to_json() for name, rate in found.rates.items()},
+            "duplicates_exact": found.duplicates_exact,
             "failures": found.failures,
             "scripts": found.scripts,
             "lengths": dataclasses.asdict(found.lengths),

@@ -23,7 +23,7 @@ def gate(diagnosis: TeacherDiagnosis, config: GateConfig, run_dir: str = "RUN_DI
         causes = ", ".join(f"{name.replace('_', ' ')} {diagnosis.rates[name].count:,}" for name in ("no_answer", "truncated", "failed"))
         reasons.append(
             f"teacher {diagnosis.teacher}: only {_shown(valid)} requests ended by themselves with a final answer; "
-            f"generate.gate.min_format_valid asks for {100 * config.min_format_valid:g} %. Of the traces: {causes}. "
+            f"generate.gate.min_format_valid asks for {100 * config.min_format_valid:g} %. Found: {causes}. "
             + _advice(
                 diagnosis, "not_format_valid", run_dir, "min_format_valid=0", "its prompt style, its chat template and max_new_tokens"
             )

@@ -19,13 +19,20 @@ class Found:
     stage: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Id:
+    """The one column that is searched."""
+
+    trace_id: str
+
+
 def find_trace(run_folder: Path, trace_id: str) -> Found:
     """Return the trace; an abbreviated id will do if only one begins so. Raises UserError when there is none, or more than one."""
     found: dict[str, Path] = {}
     for path in _files(run_folder):
-        for known in _ids(path):
-            if known.startswith(trace_id):
-                found.setdefault(known, path)
+        for row in iter_table(path, _Id, batch_rows=65536):
+            if row.trace_id.startswith(trace_id):
+                found.setdefault(row.trace_id, path)
     if len(found) != 1 or not trace_id:
         what = f"{len(found)} traces whose id begins with it" if found else "no such trace"
         raise UserError(
@@ -45,14 +52,6 @@ def _files(run_folder: Path) -> Iterator[Path]:
         "evaluate/*/*/shard-*.parquet",
     ):
         yield from sorted(run_folder.glob(pattern))
-
-
-def _ids(path: Path) -> Iterator[str]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=65536, columns=["trace_id"]):
-            yield from batch.column(0).to_pylist()
 
 
 def prompt_of(run_folder: Path, found: Found) -> Prompt:

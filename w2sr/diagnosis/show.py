@@ -18,7 +18,7 @@ def render_trace(run_folder: Path, trace_id: str) -> str:
     strays = stray_scripts(trace.text, prompt.question)
     lines = [
         f"trace {trace.trace_id} in {found.stage}, sample {trace.sample_index} of prompt {trace.prompt_id}, seed {trace.seed}",
-        f"{trace.engine} {trace.engine_version}, model {trace.model or trace.model_digest[:16]}, finish_reason {trace.finish_reason}, "
+        f"{trace.engine} {trace.engine_version}, model {(trace.model or trace.model_digest)[:40]}, finish_reason {trace.finish_reason}, "
         f"{trace.num_prompt_tokens} + {trace.num_tokens} tokens",
         f"error: {trace.error}" if trace.error else f"final answer: {answers.last if answers else 'none'}; reference: {prompt.answer}",
         *(["a loop"] if is_loop(trace.text) else []),

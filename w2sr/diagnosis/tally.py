@@ -29,7 +29,8 @@ class TeacherDiagnosis:
     requests = traces + failed (`failures` by kind). Of the requests: `format_valid` (ended by itself and has a final answer) and `failed`.
     Of the traces: `truncated`, `no_answer`, `loop`, `stray_script` (`scripts` says which), `empty`, `duplicate_in_prompt` (the text of an
     earlier trace of the same prompt) and `duplicate_across_prompts` (of another prompt). A trace may count in several. Of the verdicts:
-    `accuracy`, None when the teacher is not verified. `examples`: up to three trace ids for each rate but accuracy and duplicates.
+    `accuracy`, None when the teacher is not verified. `duplicates_exact` False: they are estimated (distinct.py). `examples`: up to three
+    trace ids for each rate but accuracy and duplicates.
     """
 
     teacher: str
@@ -40,6 +41,7 @@ class TeacherDiagnosis:
     scripts: dict[str, int]
     lengths: Lengths
     examples: dict[str, list[str]]
+    duplicates_exact: bool = True
     complete: bool = True
     accuracy: Rate | None = None
 
@@ -119,6 +121,7 @@ class Tally:
             # A recorded trace, or an endpoint, may not say how many tokens it had.
             lengths=Lengths.of(self._tokens, "tokens") if self._tokens.total() == traces else Lengths.of(self._words, "words"),
             examples={name: list(ids) for name, ids in self._examples.items()},
+            duplicates_exact=self._texts.is_exact and self._texts_of_prompts.is_exact,
         )
 
     def _across(self, in_prompt: Rate) -> Rate:

@@ -17,7 +17,7 @@ from w2sr.errors import UserError
 from w2sr.evaluation.contestants import contestants_of
 from w2sr.records import Prompt, Trace
 from w2sr.run import Run
-from w2sr.tables import read_table
+from w2sr.tables import iter_table, read_table
 from w2sr.teachers.batches import WINDOW, plan_batches
 from w2sr.teachers.config import PoolConfig, TeacherConfig
 from w2sr.teachers.engine import GeneratorSpec, Request
@@ -126,6 +126,13 @@ def made_otherwise(before: Trace, after: Trace) -> list[str]:
     return [f"{name}: {old or 'unknown'} before, {new or 'unknown'} now" for name, (old, new) in pairs.items() if old != new]
 
 
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """The one column that tells which requests a rescue made."""
+
+    position: int
+
+
 class _One:
     """A source of one task."""
 
@@ -185,13 +192,8 @@ def _task_of(folder: Path, plan: RequestPlan, trace: Trace, spec: GeneratorSpec,
 
 
 def _stored(folder: Path, samples: int, sample_index: int) -> Iterator[int]:
-    import pyarrow.parquet as pq
-
-    found: set[int] = set()
-    for path in (*folder.glob("part-*.parquet"), *folder.glob("shard-*.parquet")):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["position"]):
-                found.update(position for position in batch.column(0).to_pylist() if position % samples == sample_index)
+    files = [*folder.glob("part-*.parquet"), *folder.glob("shard-*.parquet")]
+    found = {row.position for path in files for row in iter_table(path, _Position) if row.position % samples == sample_index}
     return iter(sorted(found))
 
 

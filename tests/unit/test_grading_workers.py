@@ -56,6 +56,29 @@ def test_hostile_answers_neither_hang_nor_crash_nor_pass() -> None:
     assert all(row.verdict != "correct" for row in judged)
 
 
+def test_a_runaway_answer_does_not_cost_the_imports_again(pool: GradingPool) -> None:
+    pool.judge([math("1 + x")] * 40)
+    before = [started.process.pid for started in pool._workers]
+    assert pool.judge([math("9^{9^{9^{9}}}")])[0].reason == "timeout"
+    assert pool.judge([math("1 + x")])[0].reason == "match"
+    assert [started.process.pid for started in pool._workers] == before
+
+
+def test_no_process_outlives_a_pool_that_is_closed_over_a_runaway_answer() -> None:
+    pool = GradingPool("math", num_workers=1, timeout_s=60.0)
+    with pool:
+        pool.judge([math("x")])
+        [started] = pool._workers
+        started.send([0], [math("9^{9^{9^{9}}}")])
+        time.sleep(0.5)
+        child = started._child
+        assert Path(f"/proc/{child}").exists()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists()
+
+
 def test_a_process_that_is_killed_from_outside_loses_one_answer_at_most(pool: GradingPool) -> None:
     pool.judge([math("x")] * 40)
     for process in [started.process for started in pool._workers]:

@@ -38,6 +38,11 @@ FAULTS = (
 _HARMLESS = re.compile(r"(?!.*[0-9][eE][-+0-9])[-0-9A-Za-z .,+=;:#]{1,64}", re.ASCII)
 # A run of bare words. math-verify multiplies their letters, or picks a number out of the sentence.
 _SENTENCE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[ ,.]+[A-Za-z]{2,}")
+# Towers of powers, exponents and factorials without end, programs: a symbolic parser would only burn its timeout on them.
+_HOPELESS = re.compile(
+    r"(?:\^|\*\*)\s*[{(]?\s*\d+\s*(?:\^|\*\*)|(?:\^|\*\*)\s*[{(]?\d{5,}|\d{4,}\s*!|!\s*!|\^\{?\d+\}?\s*\)\s*!|__|\\(?:def|input|write)(?![A-Za-z])"
+)
+_MAX_DEPTH = 30
 EXACT_RULES = Rules()
 
 
@@ -179,13 +184,21 @@ def _judge_plain(answer: str, reference: str, rules: Rules) -> Judgement | None:
 
 def _refuse_to_parse(answer: str, reference: str) -> Judgement | None:
     for text, judgement in ((answer, UNPARSABLE), (reference, UNPARSABLE_REFERENCE)):
-        if len(text) > MAX_CHARS or not clean(text).isascii() or _SENTENCE.search(text) or "\0" in text:
+        if len(text) > MAX_CHARS or not clean(text).isascii() or _SENTENCE.search(text) or "\0" in text or _is_hopeless(text):
             return judgement
         # "120 200" is no single answer, but math-verify would read a mixed number, 320. ("1 1/2" is one, and "3, 5" a list.)
         pieces = text.split()
         if len(pieces) > 1 and all(not {"/", "\\"} & set(piece) and parse_number(piece) is not None for piece in pieces):
             return judgement
     return None
+
+
+def _is_hopeless(text: str) -> bool:
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "({[") - (character in ")}]")
+        deepest = max(deepest, depth)
+    return deepest > _MAX_DEPTH or text.count("\\begin") > 8 or _HOPELESS.search(text) is not None
 
 
 _scorer = lru_cache(maxsize=1024)(scorer_of)

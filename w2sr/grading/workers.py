@@ -4,7 +4,8 @@ Invariants: every question gets exactly one judgement, in the order of the quest
 eats too much memory or kills its process costs that process and nothing else; no process outlives the pool.
 
 These are plain child processes and no multiprocessing ones: they grade in their own main thread, can be killed at any point, and never
-import the caller's main module.
+import the caller's main module. Each keeps a forked child that does the work (worker.py), so a runaway answer costs its timeout and no
+imports. The timeout counts processor time: on a busy machine an answer gets its time all the same, up to a limit.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,16 +23,21 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any, cast
 
 import w2sr
 from w2sr.errors import UserError
 from w2sr.grading.graders import Judgement, Question
+from w2sr.records import Verdict
 
 MEMORY_BYTES = 4 << 30  # address space of a worker: sympy and numpy map about 1 GiB, a runaway expression takes all there is
 _START_TIMEOUT_S = 300.0  # imports on a loaded machine
+_RESTART_TIMEOUT_S = 60.0  # a fork on a loaded machine
+_WALL_FACTOR = 10  # an answer may wait this many times its timeout for a processor
 _MAX_FAILED_STARTS = 3  # in a row
-_MAX_BATCH = 32
+_MAX_BATCH = 64
 _QUESTIONS_A_WORKER = 16  # fewer are not worth another process
+_TICK = os.sysconf("SC_CLK_TCK")
 
 
 class _Worker:
@@ -50,26 +57,63 @@ class _Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        self.is_ready = False
+        self.has_started = self.is_ready = False
         self.held: deque[int] = deque()
         self.deadline = time.monotonic() + _START_TIMEOUT_S
+        self.batch = 0
+        self._timeout_s = timeout_s
+        self._child = 0
+        self._began = self._cpu_s = 0.0  # of the question it is at: when, and the CPU seconds that its child had used
         self._unread = b""
 
     def send(self, numbers: Sequence[int], questions: Sequence[Question]) -> None:
         """Hand over questions. A process that has just died is noticed at the next read."""
         self.held.extend(numbers)
+        self.batch += 1
+        self.begin_question(self._cpu_s)
         with contextlib.suppress(BrokenPipeError):
             # The worker reads the whole line before it replies, so this cannot deadlock on full pipes.
-            self.stdin.write(json.dumps([questions[number] for number in numbers]).encode() + b"\n")
+            self.stdin.write(json.dumps([self.batch, [questions[number] for number in numbers]]).encode() + b"\n")
             self.stdin.flush()
 
-    def read(self) -> list[object] | None:
+    def read(self) -> list[list[Any]] | None:
         """Return the replies that have arrived; None when the process has ended."""
         data = os.read(self.stdout.fileno(), 1 << 16)
         if not data:
             return None
         *lines, self._unread = (self._unread + data).split(b"\n")
         return [json.loads(line) for line in lines]
+
+    def begin_question(self, cpu_s: float) -> None:
+        """Give the question it is at its time, from now on; `cpu_s` is what its child has used so far."""
+        self._began, self._cpu_s = time.monotonic(), cpu_s
+        self.deadline = self._began + self._timeout_s
+
+    def begin_child(self, pid: int, cpu_s: float) -> None:
+        """Take note of a new child that waits for questions."""
+        self.has_started = self.is_ready = True
+        self._child, self._cpu_s = pid, cpu_s
+
+    def is_late(self) -> bool:
+        """Return whether the question it is at has used up its time; if it has only waited for a processor, it is given more."""
+        used_s = self._used_s()
+        if used_s is None or used_s >= self._timeout_s or time.monotonic() - self._began >= _WALL_FACTOR * self._timeout_s:
+            return True
+        self.deadline = time.monotonic() + max(0.05, self._timeout_s - used_s)
+        return False
+
+    def kill_child(self) -> None:
+        """End the child that does the work; another one follows."""
+        self.process.send_signal(signal.SIGUSR1)
+        self.is_ready = False
+        self.deadline = time.monotonic() + _RESTART_TIMEOUT_S
+
+    def _used_s(self) -> float | None:
+        try:
+            fields = Path(f"/proc/{self._child}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return (int(fields[11]) + int(fields[12])) / _TICK - self._cpu_s  # utime and stime, proc(5)
 
     def kill(self) -> str:
         """End the process and return the last of what it said on standard error."""
@@ -132,7 +176,6 @@ class GradingPool:
             if worker.is_ready and not worker.held and self._queue:
                 # Smaller batches towards the end, so that the processes finish together.
                 size = max(1, min(_MAX_BATCH, len(self._queue) // (2 * len(self._workers))))
-                worker.deadline = time.monotonic() + self._timeout_s
                 worker.send([self._queue.popleft() for _ in range(size)], self._questions)
 
     def _listen(self) -> None:
@@ -148,33 +191,44 @@ class GradingPool:
                 self._bury(worker, Judgement("unverifiable", "crashed"))
                 continue
             for reply in replies:
-                self._take(worker, reply)
+                self._take(worker, *reply)
 
-    def _take(self, worker: _Worker, reply: object) -> None:
-        worker.deadline = time.monotonic() + self._timeout_s
-        if reply == "ready":
-            worker.is_ready = True
-            return
-        assert isinstance(reply, list), reply
-        self._judgements[worker.held.popleft()] = Judgement(*reply)
+    def _take(self, worker: _Worker, kind: str, number: int, cpu_s: float, *judgement: str) -> None:
+        if kind == "ready":
+            self._give_back(worker, Judgement("unverifiable", "crashed"))  # nothing, unless a child died by itself
+            worker.begin_child(number, cpu_s)
+        elif number == worker.batch and worker.held and worker.is_ready:  # else: from a batch that was taken away
+            verdict, reason = judgement
+            self._judgements[worker.held.popleft()] = Judgement(cast(Verdict, verdict), reason)
+            worker.begin_question(cpu_s)
 
     def _kill_late(self) -> None:
         now = time.monotonic()
         for worker in list(self._workers):
-            if now >= worker.deadline and (worker.held or not worker.is_ready):
+            if now < worker.deadline:
+                continue
+            if not worker.is_ready:
                 self._bury(worker, Judgement("unverifiable", "timeout"))
+            elif worker.held and worker.is_late():
+                worker.kill_child()
+                self._give_back(worker, Judgement("unverifiable", "timeout"))
 
-    def _bury(self, worker: _Worker, judgement: Judgement) -> None:
-        """Replace a process; the question it was at gets `judgement`, the others go back to the front of the queue."""
-        said = worker.kill()
-        self._workers.remove(worker)
-        self._num_failed_starts = 0 if worker.is_ready else self._num_failed_starts + 1
-        # A start that was killed from outside is tried again; one that ended by itself would end again.
-        if not worker.is_ready and (worker.process.returncode > 0 or self._num_failed_starts == _MAX_FAILED_STARTS):
-            last = said.splitlines()[-1] if said else f"exit code {worker.process.returncode}"
-            raise UserError(f"a grading process for verify.grader={self._grader!r} could not start: {last}; check the installation")
+    def _give_back(self, worker: _Worker, judgement: Judgement) -> None:
+        """Take its questions from a worker: the one it was at gets `judgement`, the others go back to the front of the queue."""
         if worker.held:
             self._judgements[worker.held.popleft()] = judgement
         self._queue.extendleft(reversed(worker.held))
+        worker.held.clear()
+
+    def _bury(self, worker: _Worker, judgement: Judgement) -> None:
+        """Replace a process that has ended, or does not start; the question it was at gets `judgement`."""
+        said = worker.kill()
+        self._workers.remove(worker)
+        self._num_failed_starts = 0 if worker.has_started else self._num_failed_starts + 1
+        # A start that was killed from outside is tried again; one that ended by itself would end again.
+        if not worker.has_started and (worker.process.returncode > 0 or self._num_failed_starts == _MAX_FAILED_STARTS):
+            last = said.splitlines()[-1] if said else f"exit code {worker.process.returncode}"
+            raise UserError(f"a grading process for verify.grader={self._grader!r} could not start: {last}; check the installation")
+        self._give_back(worker, judgement)
         if self._queue:
             self._workers.append(self._start())

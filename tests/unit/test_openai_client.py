@@ -269,6 +269,13 @@ def test_no_more_requests_than_allowed_are_on_the_wire() -> None:
 # ---- the key
 
 
+def test_a_refusal_does_not_show_the_key_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    with pytest.raises(Refused, match=r"HTTP 400: bad header \[key\]") as caught:
+        ask(Endpoint(http(400, {"error": {"message": f"bad header {KEY}"}})), api_key_env="TEACHER_KEY")
+    assert caught.value.__cause__ is caught.value.__context__ is None
+
+
 def test_the_key_is_sent_and_a_wrong_one_is_not_repeated(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("TEACHER_KEY", f" {KEY}\n")
     endpoint = Endpoint(http(401, {"error": {"message": f"Incorrect API key provided: {KEY}"}}))
@@ -282,8 +289,11 @@ def test_the_key_is_sent_and_a_wrong_one_is_not_repeated(monkeypatch: pytest.Mon
 def test_no_fault_shows_the_key(name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("TEACHER_KEY", KEY)
     given = FAULTS[name][0]
+    if name in ("429", "500"):  # endpoints repeat keys in their messages
+        given = http(int(name), {"error": {"message": f"bad luck, {KEY}"}})
     with caplog.at_level(logging.DEBUG), pytest.raises(Unanswered) as caught:
-        ask(Endpoint(given.replace(b"slow down", KEY.encode()) if isinstance(given, bytes) else given), api_key_env="TEACHER_KEY")
+        ask(Endpoint(given), api_key_env="TEACHER_KEY")
+    assert name not in ("429", "500") or "bad luck, [key]" in caught.value.reason
     shown = "".join(traceback.format_exception(caught.value)) + repr(pickle.dumps(caught.value)) + caplog.text
     hanging: BaseException | None = caught.value  # exceptions of the HTTP library hold the request's headers
     while hanging is not None:
@@ -344,4 +354,13 @@ def test_the_environments_proxy_is_used_except_where_it_says_not(monkeypatch: py
     monkeypatch.setenv("no_proxy", "localhost,.cluster")
     assert proxy_for("https://api.example.com/v1") == "http://proxy:3128"
     assert proxy_for("https://node1.cluster:8000/v1") is None
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
     assert proxy_for("http://127.0.0.1:8000/v1") is None
+    assert proxy_for("http://node2:8000/v1") == "http://proxy:3128"
+
+
+def test_a_proxy_that_cannot_be_used_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "socks5://me:secret@proxy:1080")
+    with pytest.raises(UserError, match="https_proxy in the environment names a proxy that does not begin with http://") as caught:
+        ask(Endpoint(OK), base_url="https://api.example.com/v1")
+    assert "secret" not in str(caught.value)

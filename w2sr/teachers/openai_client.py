@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from cluster.errors import RetryLater
 from w2sr.errors import UserError
 from w2sr.teachers.config import SamplingConfig
-from w2sr.teachers.openai_config import OpenAIEngineConfig
+from w2sr.teachers.openai_config import OpenAIEngineConfig, is_loopback
 from w2sr.teachers.openai_key import Key
 from w2sr.teachers.openai_reply import Fault, Refused, Reply, Wrong, parse_json, read_response
 from w2sr.teachers.pacing import Pace, backoff_s
@@ -131,19 +131,21 @@ class OpenAIClient:
 
     async def _ask(self, path: str, prompt: dict[str, Any], sampling: SamplingConfig, seed: int, attempt: int) -> Reply:
         body = {**request_fields(self.config, self.model, sampling, seed), **prompt}
+        problem: Exception
         async with self._slots:
             went_at = await self.pace.turn()
             try:
                 reply = await self._post(f"{self.config.base_url}/{path}", body)
+                self.pace.answered()
+                return reply
             except Fault as fault:
-                raise self._unanswered(fault, went_at, seed, attempt) from None
+                problem = self._unanswered(fault, went_at, seed, attempt)
             except Refused as refusal:
                 self.pace.answered()
-                raise Refused(self._key.hidden(str(refusal))) from None
+                problem = Refused(self._key.hidden(str(refusal)))
             except Wrong as wrong:
-                raise UserError(await self._advice(wrong)) from None
-            self.pace.answered()
-            return reply
+                problem = UserError(await self._advice(wrong))
+        raise problem  # out here, so that nothing hangs on it: what the endpoint said may hold the key
 
     async def _post(self, url: str, body: dict[str, Any]) -> Reply:
         """Send one request and read its answer. Raises Fault, Refused, Wrong."""
@@ -161,7 +163,7 @@ class OpenAIClient:
             problem = Fault(f"no whole answer within timeout_s = {self.config.timeout_s:g}")
         except (aiohttp.ClientError, OSError) as error:
             problem = Fault(f"the connection broke before the answer was whole ({type(error).__name__})")
-        raise problem  # out here, for some exceptions of aiohttp hold the request's headers, and so the key: none may hang on ours
+        raise problem  # out here as well: some exceptions of aiohttp hold the request's headers, and so the key
 
     def _unanswered(self, fault: Fault, went_at: float, seed: int, attempt: int) -> Exception:
         reason = self._key.hidden(fault.reason)
@@ -207,14 +209,20 @@ def request_fields(config: OpenAIEngineConfig, model: str, sampling: SamplingCon
 
 
 def proxy_for(url: str) -> str | None:
-    """Return the proxy that the environment names for `url` (https_proxy, http_proxy, no_proxy), as curl would use it.
+    """Return the proxy that the environment names for `url` (https_proxy, http_proxy, no_proxy); none for this machine itself.
 
-    Not aiohttp's trust_env: that reads ~/.netrc too, whose passwords would be sent along.
+    Not aiohttp's trust_env: that reads ~/.netrc too, whose passwords would be sent along. Raises UserError for a proxy that is not http.
     """
     parts = urlsplit(url)
-    if urllib.request.proxy_bypass(parts.netloc):
+    if is_loopback(parts.hostname or "") or urllib.request.proxy_bypass(parts.netloc):
         return None
-    return urllib.request.getproxies().get(parts.scheme)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy is not None and urlsplit(proxy).scheme not in ("http", "https"):
+        raise UserError(
+            f"{parts.scheme}_proxy in the environment names a proxy that does not begin with http://; correct it, or except "
+            f"{parts.hostname} from it with no_proxy"
+        )
+    return proxy
 
 
 def _line(error: Exception) -> str:

@@ -19,7 +19,8 @@ _OUR_FIELDS = {
 """Fields of a request that extra_body may not set, and why."""
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether `host` is this machine itself, by name or address."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
@@ -109,7 +110,7 @@ class OpenAIEngineConfig(StrictModel):
     @model_validator(mode="after")
     def _key_stays_private(self) -> OpenAIEngineConfig:
         url = urlsplit(self.base_url)
-        if self.api_key_env is not None and url.scheme == "http" and not _is_loopback(url.hostname or "") and not self.allow_http:
+        if self.api_key_env is not None and url.scheme == "http" and not is_loopback(url.hostname or "") and not self.allow_http:
             raise ValueError(
                 f"{self.base_url} is not encrypted, and the key in {self.api_key_env} would travel in clear; use https://, leave "
                 "api_key_env out, or set allow_http: true on a network that you trust"

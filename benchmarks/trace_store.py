@@ -72,17 +72,19 @@ def append(folder: Path, rows: int, first: int, last: int, figures: dict[str, fl
     store = TraceStore.open(folder, Trace, rows, id_at, flush_interval_s=20.0)
     figures["open_s"] = time.perf_counter() - began
     figures["found"] = store.num_rows
-    place, spent = order(rows), 0.0
+    place, spent, cpu = order(rows), 0.0, 0.0
     for start in range(first, last, LOT):
         lot = [trace_at(position) for position in map(place, range(start, min(last, start + LOT))) if not store.has(position)]
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         store.append(lot)
         if start % COMMIT_EVERY == 0:
             store.flush()
-        spent += time.perf_counter() - began
-    began = time.perf_counter()
+        spent, cpu = spent + time.perf_counter() - began, cpu + time.process_time() - used
+    began, used = time.perf_counter(), time.process_time()
     store.flush()
     figures["append_s"] = spent + time.perf_counter() - began
+    figures["append_cpu_s"] = cpu + time.process_time() - used
+    figures["appended"] = store.num_rows - figures["found"]
     return store
 
 
@@ -98,9 +100,10 @@ def phase_resumed(folder: Path, rows: int, figures: dict[str, float]) -> None:
 
     with append(folder, rows, rows // 2 - 1000, rows, figures) as store:
         figures["shards"] = len(list(folder.glob("shard-*")))
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         paths = store.finish()
         figures["finish_s"] = time.perf_counter() - began
+        figures["finish_cpu_s"] = time.process_time() - used
         assert store.num_rows == rows
     remove_shards(folder)
     figures["parts"] = len(paths)

@@ -19,8 +19,8 @@ from w2sr.errors import UserError
 from w2sr.tables import replacing
 from w2sr.traces.positions import Ints
 
-# A reader holds one row group of each file it merges: this, times the files, is its memory.
-GROUP_BYTES = 1 << 20
+# A merge holds one row group of each file it reads, and the footers, which have some 10 kB for each row group: so neither small nor large.
+GROUP_BYTES = 4 << 20
 REPLACES = b"w2sr.replaces"
 
 

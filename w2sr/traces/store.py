@@ -38,7 +38,7 @@ Row = TypeVar("Row")
 LOT_ROWS = 256
 PENDING_BYTES = 32 << 20
 # Files that are read at once while parts are made.
-MAX_OPEN = 64
+MAX_OPEN = 32
 
 
 class TraceStore(Generic[Row]):

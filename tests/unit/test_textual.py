@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from w2sr.textual.loops import is_loop, lowest_distinct_ratio, repeated_tail, unique_word_ratio
+from w2sr.textual.loops import is_loop, poor_share, repeated_tail, unique_word_ratio
 from w2sr.textual.scripts import scripts_of, stray_scripts
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -37,6 +37,7 @@ def test_a_text_that_repeats_itself_is_a_loop(text: str) -> None:
         "The answer is 72. The answer is 72.",
         "\n".join(f"Day {day}: {day} x 3 = {3 * day} apples" for day in range(1, 31)) + "\nSo on day 30 she has 90 apples. #### 90",
         "one third is " + "3" * 40,
+        " ".join(str(number) for number in range(400)) + " + 1" * 90 + " and that is 90",
     ],
 )
 def test_a_text_that_gets_somewhere_is_no_loop(text: str) -> None:
@@ -69,11 +70,11 @@ def test_a_tail_is_periodic_and_cannot_be_longer(text: str) -> None:
     assert longer == body or longer[tail.period :] != longer[: -tail.period]
 
 
-@given(st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=60), st.integers(1, 20))
-def test_the_lowest_distinct_ratio_is_that_of_the_poorest_window(words: list[str], window: int) -> None:
-    windows = [words[start : start + window] for start in range(len(words) - window + 1)]
-    expected = min((len(set(some)) / window for some in windows), default=1.0)
-    assert lowest_distinct_ratio(" ".join(words), window) == expected
+@given(st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=60), st.integers(1, 20), st.integers(0, 5))
+def test_the_poor_share_is_that_of_the_words_in_poor_windows(words: list[str], window: int, least: int) -> None:
+    starts = [start for start in range(len(words) - window + 1) if len(set(words[start : start + window])) < least]
+    covered = {place for start in starts for place in range(start, start + window)}
+    assert poor_share(" ".join(words), window, least) == (len(covered) / len(words) if words else 0)
 
 
 def test_the_unique_word_ratio_of_no_words_is_one() -> None:

@@ -4,8 +4,9 @@ Three signs:
 
 - a repeated tail: the text ends in one block of characters, at least three times over (whole words or not, whatever the script);
 - a counting tail: the same, at least six times, when every number is read as the same number ("21 x 2 = 42", "42 x 2 = 84", ...);
-- a poor stretch: somewhere 100 words with fewer than 15 distinct ones. A ratio over the whole text falls with its length even in good prose
-  (Heaps' law); over a fixed window it does not (moving-average type-token ratio, Covington & McFall 2010, J. Quant. Linguistics 17).
+- poor in words: at least half of the text lies in stretches of 100 words with fewer than 15 distinct ones. A ratio over the whole text
+  falls with its length even in good prose (Heaps' law); over a fixed window it does not (moving-average type-token ratio, Covington &
+  McFall 2010, J. Quant. Linguistics 17). Half of the text, because a long and sound one may hold a table or a long sum.
 
 How often sound text is called a loop, and how many loops are found, was measured on real traces: docs/diagnose.md.
 """
@@ -21,7 +22,8 @@ MIN_TAIL_CHARS = 80
 MIN_COUNTING_REPEATS = 6
 MIN_COUNTING_CHARS = 150
 WINDOW_WORDS = 100
-MIN_DISTINCT = 0.15
+MIN_DISTINCT_WORDS = 15
+MIN_POOR_SHARE = 0.5
 _PROBE_CHARS = 32
 _MAX_PROBES = 64
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -45,7 +47,7 @@ def is_loop(text: str) -> bool:
     return (
         _repeats(text, MIN_REPEATS, MIN_TAIL_CHARS)
         or _repeats(_NUMBER.sub("0", text), MIN_COUNTING_REPEATS, MIN_COUNTING_CHARS)
-        or lowest_distinct_ratio(text) < MIN_DISTINCT
+        or poor_share(text) >= MIN_POOR_SHARE
     )
 
 
@@ -72,21 +74,25 @@ def repeated_tail(text: str) -> Tail | None:
     return best
 
 
-def lowest_distinct_ratio(text: str, window: int = WINDOW_WORDS) -> float:
-    """Return the smallest share of distinct words in any `window` successive words; 1.0 for a text with fewer words than that."""
+def poor_share(text: str, window: int = WINDOW_WORDS, min_distinct: int = MIN_DISTINCT_WORDS) -> float:
+    """Return the share of words that lie in a stretch of `window` words with fewer than `min_distinct` distinct ones."""
     words = text.split()
     if len(words) < window:
-        return 1.0
+        return 0.0
     counts = Counter(words[:window])
-    lowest = len(counts)
-    for old, new in zip(words, words[window:]):
-        counts[new] += 1
-        if counts[old] == 1:
-            del counts[old]
-        else:
-            counts[old] -= 1
-        lowest = min(lowest, len(counts))
-    return lowest / window
+    poor, covered = 0, 0  # words in poor stretches so far; how far the last such stretch reaches
+    for end in range(window, len(words) + 1):
+        if len(counts) < min_distinct:
+            poor += end - max(covered, end - window)
+            covered = end
+        if end < len(words):
+            old, new = words[end - window], words[end]
+            counts[new] += 1
+            if counts[old] == 1:
+                del counts[old]
+            else:
+                counts[old] -= 1
+    return poor / len(words)
 
 
 def unique_word_ratio(text: str) -> float:

@@ -107,6 +107,27 @@ def test_killed_at_any_stage_and_run_again_gives_the_same_artifacts(calm_run: Pa
     assert digests(folder) == digests(calm_run)
 
 
+def test_a_rescue_asks_until_a_trace_is_right_and_mixes_with_recorded_traces(tmp_path: Path, calm_run: Path) -> None:
+    old = f"{{name: old, engine: {{kind: recorded, path: {calm_run / 'generate' / 'weak'}, match: prompt_id, fields: {{prompt_id: prompt_id}}}}, "
+    rescue = "{name: weak, model: lab:teacher, style: {system: Think step by step.}, until_correct: true, samples_per_prompt: 4, "
+    teachers = f"teachers=[{rescue} engine: {{batch_size: 8}}, sampling: {{max_new_tokens: 64}}}}, {old} samples_per_prompt: 2}}]"
+    config = tmp_path / "mixed.yaml"
+    config.write_text((calm_run / "config.yaml").read_text())
+    for command in ("prompts", "generate", "verify"):
+        code, output = Command([command, str(config), f"run_dir={tmp_path / 'run'}", teachers]).run()
+        assert code == 0, output
+    verdicts: dict[str, list[str]] = {}
+    for row in read_table(tmp_path / "run" / "verify" / "weak", Verification):
+        verdicts.setdefault(row.prompt_id, []).append(row.verdict)
+    assert len(verdicts) == 32
+    for of_prompt in verdicts.values():
+        assert "correct" not in of_prompt[:-1], "nothing was asked after the right one"
+        assert of_prompt[-1] == "correct" or len(of_prompt) == 4
+    assert {len(of_prompt) for of_prompt in verdicts.values()} > {1}
+    recorded = {(trace.prompt_id, trace.text) for trace in read_table(tmp_path / "run" / "generate" / "old", Trace)}
+    assert recorded == {(trace.prompt_id, trace.text) for trace in read_table(calm_run / "generate" / "weak", Trace)}
+
+
 def test_a_second_command_on_the_same_run_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first = small_run(folder, command="generate")

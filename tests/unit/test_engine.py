@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from transformers import DynamicCache
 
 from tests.tiny import make_tiny_model
 from w2sr.errors import UserError
 from w2sr.prompting import PromptStyle, render_prefix
-from w2sr.teachers import hf_engine
+from w2sr.teachers import decoding, hf_engine
 from w2sr.teachers.config import HFEngineConfig, SamplingConfig
 from w2sr.teachers.engine import Completion, GeneratorSpec, Request
 from w2sr.teachers.hf_engine import HFEngine
@@ -80,6 +81,25 @@ def test_a_batch_gives_what_each_row_gives_alone(spec: GeneratorSpec, engine: HF
         else:
             assert completion.finish_reason == "error"
         assert completion.num_prompt_tokens == len(render_prefix(engine.tokenizer, spec.style, request.question).ids)
+
+
+def test_a_batch_in_bfloat16_is_the_same_again(spec: GeneratorSpec) -> None:
+    engine = HFEngine(replace(spec, engine=HFEngineConfig(dtype="bfloat16")), "cpu")
+    assert engine.network.dtype == torch.bfloat16
+    first = complete(engine, requests_of(QUESTIONS))
+    complete(engine, requests_of(QUESTIONS[:3]))
+    assert complete(engine, requests_of(QUESTIONS)) == first
+
+
+def test_the_growing_cache_gives_what_transformers_own_gives(spec: GeneratorSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 250 tokens: its memory grows several times, and rows leave in between.
+    engine = HFEngine(replace(spec, sampling=SamplingConfig(temperature=1.0, top_p=1.0, max_new_tokens=250)), "cpu")
+    requests = requests_of(QUESTIONS[:8])
+    completions = complete(engine, requests)
+    assert max(completion.num_tokens for completion in completions) > 2 * decoding.GROWTH
+    assert len({completion.num_tokens for completion in completions}) > 3
+    monkeypatch.setattr(decoding, "_growing_cache", lambda config: DynamicCache(config=config))
+    assert complete(engine, requests) == completions
 
 
 def test_both_endings_occur_and_eos_is_counted_but_not_in_the_text(engine: HFEngine) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from w2sr.teachers import sampling
 from w2sr.teachers.sampling import choose_tokens, nucleus, row_noise
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, 3.0, -4.0, 0.25]])
@@ -39,6 +40,20 @@ def test_the_nucleus_is_the_one_of_transformers(top_p: float) -> None:
     logits = torch.randn(64, 97, generator=generator) * 3
     theirs = TopPLogitsWarper(top_p)(torch.zeros(64, 1, dtype=torch.long), logits).isfinite()
     assert torch.equal(nucleus(torch.softmax(logits.double(), dim=-1), top_p), theirs)
+
+
+@pytest.mark.parametrize("head", [1, 2, 5, 256])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 0.9999])
+def test_the_nucleus_is_that_of_a_stable_sort_also_among_equals(top_p: float, head: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "HEAD", head)
+    generator = torch.Generator().manual_seed(1)
+    # Coarse logits, as of bfloat16: many tokens are equally likely.
+    for logits in (torch.randn(200, 97, generator=generator).mul(2).round(), torch.zeros(3, 97), torch.randn(20, 97, generator=generator)):
+        probabilities = torch.softmax(logits.double(), dim=-1)
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        inside = ordered.cumsum(dim=-1) - ordered < top_p
+        expected = torch.zeros_like(inside).scatter(-1, order, inside)
+        assert torch.equal(nucleus(probabilities, top_p), expected)
 
 
 def test_temperature_zero_is_greedy() -> None:

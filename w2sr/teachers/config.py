@@ -29,6 +29,9 @@ class HFEngineConfig(StrictModel):
     batch_size: int = Field(
         128, gt=0, description="Requests decoded together. It changes rounding, hence belongs to the result's identity."
     )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Precision of weights and activations; auto: float32 on a CPU, bfloat16 on a GPU."
+    )
 
 
 class VLLMEngineConfig(StrictModel):

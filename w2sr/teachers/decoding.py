@@ -15,20 +15,20 @@ from w2sr.teachers.rows import Row
 from w2sr.teachers.sampling import choose_tokens, row_noise
 
 SHRINK_AT = 0.75
+# By how many tokens the memory for keys and values grows.
+GROWTH = 64
 
 
 class _Batch:
     """The rows that still run, and the tensors that go with them."""
 
     def __init__(self, model: Any, rows: list[Row], pad_id: int) -> None:
-        from transformers import DynamicCache
-
         device = model.device
         width = max(len(row.prefix) for row in rows)
         self.model = model
         self.rows = rows
         self.running = [True] * len(rows)
-        self.cache = DynamicCache(config=model.config)
+        self.cache = _growing_cache(model.config)
         # Left padding: every row's newest token is in the last column, its positions count from its own first token.
         self.tokens = torch.tensor([[pad_id] * (width - len(row.prefix)) + list(row.prefix) for row in rows], device=device)
         self.mask = torch.tensor([[0] * (width - len(row.prefix)) + [1] * len(row.prefix) for row in rows], device=device)
@@ -71,6 +71,45 @@ class _Batch:
         self.cache.batch_select_indices(index)
         self.rows = [self.rows[number] for number in kept]
         self.running = [True] * len(kept)
+
+
+def _growing_cache(config: Any) -> Any:
+    """Return transformers' cache, which appends to keys and values in place where its own copies all of them for every token."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+        """Full attention. `keys` and `values` are the used part of buffers, (rows, heads, tokens, head size)."""
+
+        def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+                self.length = 0
+                self.buffers = [states.new_empty((*states.shape[:2], 0, states.shape[-1])) for states in (key_states, value_states)]
+            end = self.length + key_states.shape[-2]
+            if end > self.buffers[0].shape[-2]:
+                self.buffers = [self._grown(buffer, end + GROWTH) for buffer in self.buffers]
+            for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+                buffer[:, :, self.length : end] = states
+            self.length = end
+            self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+            return self.keys, self.values
+
+        def batch_select_indices(self, indices: torch.Tensor) -> None:
+            if not self.is_initialized:
+                return
+            self.buffers = [buffer[indices] for buffer in self.buffers]
+            self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
+
+        def _grown(self, buffer: torch.Tensor, size: int) -> torch.Tensor:
+            larger = buffer.new_empty((*buffer.shape[:2], size, buffer.shape[-1]))
+            larger[:, :, : self.length] = buffer[:, :, : self.length]
+            return larger
+
+    cache = DynamicCache(config=config)
+    # Sliding windows and the like keep transformers' own layers.
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 @torch.inference_mode()

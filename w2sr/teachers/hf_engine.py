@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from w2sr.errors import UserError
+from w2sr.teachers.config import HFEngineConfig
 from w2sr.teachers.decoding import decode
 from w2sr.teachers.engine import Completion, GeneratorSpec, Request
 from w2sr.teachers.rows import UNREADABLE, RowMaker, cannot_load, eos_ids_of, load_tokenizer
 
 
 class HFEngine:
-    """A causal language model served by transformers. float32 on a CPU, bfloat16 on a GPU.
+    """A causal language model served by transformers.
 
     The requests of one `complete` are decoded together, one such batch at a time, in a thread of their own. The completions are a function
     of the batch: the same requests give the same tokens, whatever came before (on the same kind of machine with the same libraries).
@@ -30,7 +31,8 @@ class HFEngine:
         self.version = f"transformers {transformers.__version__}, torch {torch.__version__}"
         self.spec = spec
         self.model = spec.model_digest
-        self.tokenizer, self.network = load_model(spec.model, device)
+        assert isinstance(spec.engine, HFEngineConfig)
+        self.tokenizer, self.network = load_model(spec.model, device, spec.engine.dtype)
         self.rows = RowMaker(spec, self.tokenizer, int(self.network.config.get_text_config().max_position_embeddings))
         self.template_hash = self.rows.template_hash
         self.eos_ids = eos_ids_of(self.tokenizer, self.network.config, self.network.generation_config)
@@ -69,8 +71,10 @@ class HFEngine:
         return [self.rows.completion(row) for row in rows]
 
 
-def load_model(folder: str, device: str) -> tuple[Any, Any]:
+def load_model(folder: str, device: str, dtype: str = "auto") -> tuple[Any, Any]:
     """Return (tokenizer, model) of a folder: safetensors only, never the model's own code, every weight present.
+
+    `dtype` "auto" is float32 on a CPU and bfloat16 on a GPU.
 
     Raises UserError when the folder does not hold such a model, or `device` is "cuda" and there is no GPU.
     """
@@ -79,11 +83,17 @@ def load_model(folder: str, device: str) -> tuple[Any, Any]:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("gpus_per_replica asks for a GPU, but torch sees none on this machine; set gpus_per_replica: 0 to use the CPU")
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
     tokenizer = load_tokenizer(folder)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (*UNREADABLE, SafetensorError) as error:
         raise cannot_load(folder, error) from error

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+# How many of the likeliest tokens are looked at first.
+HEAD = 256
+
 
 def row_noise(seeds: list[int], num_steps: int) -> NDArray[np.float64]:
     """Return uniform numbers in [0, 1), one row a seed, one column a step, shape (len(seeds), num_steps)."""
@@ -28,12 +31,28 @@ def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
 
     highest, likeliest = probabilities.max(dim=-1, keepdim=True)
     kept = torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, likeliest, True)
-    # Where the likeliest token is enough, and that is most places, nothing has to be sorted.
+    # Where the likeliest token is enough, nothing has to be ordered.
     open_rows = (highest.squeeze(-1) < top_p).nonzero().squeeze(-1)
-    ordered, order = probabilities[open_rows].sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(dim=-1) - ordered  # probability of all likelier tokens
-    kept[open_rows] = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, before < top_p)
+    if len(open_rows):
+        kept[open_rows] = _smallest_set(probabilities[open_rows], top_p)
     return kept
+
+
+def _smallest_set(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    # Sorting a whole vocabulary takes as long as a small model's forward pass; the nucleus is nearly always within the first few hundred.
+    width = probabilities.shape[-1]
+    size = min(HEAD, width)
+    while True:
+        ordered = probabilities.topk(size, dim=-1).values
+        inside = ordered.cumsum(dim=-1) - ordered < top_p  # the probability of all likelier tokens
+        if size == width or not inside[:, -1].any():
+            break
+        size = min(16 * size, width)
+    count = inside.sum(dim=-1, keepdim=True)
+    least = ordered.gather(-1, count - 1)
+    above, ties = probabilities > least, probabilities == least
+    # Of equally likely tokens the first ones, as many as there is room for.
+    return above | (ties & (ties.cumsum(dim=-1) <= count - above.sum(dim=-1, keepdim=True)))
 
 
 def choose_tokens(logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:

@@ -52,7 +52,7 @@ def measure(name: str, pairs: list[tuple[str, str]]) -> None:
         for start in range(0, len(traces), BATCH):
             correct += sum(row.verdict == "correct" for row in grader.grade(traces[start : start + BATCH], prompts))
         seconds = time.perf_counter() - began
-    cpu = cpu_seconds() - cpu
+        cpu = cpu_seconds() - cpu + sum(cpu_of(pid) for worker in grader._pool._workers for pid in (worker.process.pid, worker._child))
     share = f"{undecided / len(set(pairs)):.1%} by math-verify"
     rates = f"{seconds:.1f} s | {len(pairs) / seconds:,.0f} | {cpu:.1f} s | {len(pairs) / cpu:,.0f}"
     print(f"| {name} | {len(pairs):,} | {correct / len(pairs):.0%} | {share} | {rates} |", flush=True)
@@ -61,6 +61,12 @@ def measure(name: str, pairs: list[tuple[str, str]]) -> None:
 def cpu_seconds() -> float:
     """Return the CPU seconds of this process and of those that it has ended."""
     return sum(os.times()[:4])
+
+
+def cpu_of(pid: int) -> float:
+    """Return the CPU seconds of another process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def clear_caches() -> None:

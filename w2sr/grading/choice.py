@@ -16,7 +16,7 @@ _LETTER = re.compile(r"\(?([A-Z])\)?(?:[.):,].*)?", re.DOTALL | re.ASCII)
 _LOWER = re.compile(r"\(?([a-z])\)?[.:]?", re.ASCII)
 _PREFIX = re.compile(r"(?:option|choice|answer|letter)\s*:?\s*", re.IGNORECASE)
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|textrm|boldsymbol)\s*\{([^{}]*)\}")
-_IN_TEXT = re.compile(r"(?<!\w)\(([A-Z])\)|^[ \t*]*([A-Z])[.)]?[ \t*]*$", re.MULTILINE | re.ASCII)
+_IN_TEXT = re.compile(r"(?<!\w)\(([A-Z])\)(?!\w)|^[ \t*]*([A-Z])[.)]?[ \t*]*$", re.MULTILINE | re.ASCII)
 
 
 def extract_choices(text: str) -> Answers | None:

@@ -18,7 +18,7 @@ from typing import Any
 from tests.faults.schedules import Event, Schedule
 from tests.faults.work import REFUSED
 
-NODE = {"num_cpus": 8, "object_store_memory": 80 << 20, "include_log_monitor": False}
+NODE = {"num_cpus": 10, "object_store_memory": 80 << 20, "include_log_monitor": False}
 # A driver that is not done by then hangs.
 HANGS_AFTER_S = 150.0
 
@@ -34,15 +34,17 @@ class Machines:
         head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder / "ray"), "object_store_memory": 80 << 20}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._wanted: queue.SimpleQueue[tuple[int, threading.Event]] = queue.SimpleQueue()
-        self._nodes = [self._cluster.add_node(**NODE) for _ in range(2)]
+        self._nodes = [self._cluster.add_node(wait=False, **NODE) for _ in range(2)]
+        for node in self._nodes:
+            self._cluster._wait_for_node(node, timeout=HANGS_AFTER_S)
         self.address: str = self._cluster.address
         self.lost = 0
 
     def lose_node(self, number: int) -> None:
-        """Kill a node with everything on it; a new one joins a moment later. Returns when it has."""
+        """Kill a node with everything on it; a new one joins later."""
         done = threading.Event()
         self._wanted.put((number, done))
-        assert done.wait(HANGS_AFTER_S), "no new node came up"
+        assert done.wait(HANGS_AFTER_S), "no new node was started"
 
     def serve(self) -> None:
         """Do what other threads ask for. In the main thread, because a node lives no longer than the thread that started it."""
@@ -50,8 +52,7 @@ class Machines:
             number, done = self._wanted.get(timeout=0.05)
             self._cluster.remove_node(self._nodes[number], allow_graceful=False)
             self.lost += 1
-            time.sleep(0.3)
-            self._nodes[number] = self._cluster.add_node(**NODE)
+            self._nodes[number] = self._cluster.add_node(wait=False, **NODE)  # it joins when it is up
             done.set()
 
     def close(self) -> None:
@@ -133,6 +134,8 @@ class Trial:
             raise AssertionError(f"driver {number} hangs: {self.happened}\n{self.log()}")
         self.happened.append(f"driver {number} ended with {status}")
         assert status in (0, -signal.SIGKILL, -signal.SIGTERM, REFUSED), self.log()
+        if status == REFUSED:  # for example because no node was up
+            time.sleep(1.0)
         return status == 0
 
     def log(self) -> str:

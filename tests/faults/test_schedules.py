@@ -22,7 +22,7 @@ from w2sr.traces.shards import shard_files
 ONE = os.environ.get("W2SR_SCHEDULE_SEED")
 NUM_SCHEDULES = int(os.environ.get("W2SR_SCHEDULES", "200"))
 BATCHES = 10
-AT_ONCE = 3
+AT_ONCE = 4
 MOST_DRIVERS = 8
 
 Rows = dict[str, list[Trace]]
@@ -102,10 +102,13 @@ def test_every_schedule_of_faults_ends_as_the_calm_run(arena: Path, calm: Rows, 
             return f"W2SR_SCHEDULE_SEED={seed} ({schedule_of(seed)}): {error}\n{trial and trial.happened}"
         return None
 
-    with ThreadPoolExecutor(AT_ONCE) as threads:
+    threads = ThreadPoolExecutor(AT_ONCE)
+    try:
         trials = [threads.submit(one, seed) for seed in seeds]
         while not all(trial.done() for trial in trials):
             machines.serve()
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
     failures = [failure for trial in trials if (failure := trial.result())]
     assert not failures, "\n\n".join(failures)
 

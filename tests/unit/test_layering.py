@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RAY_DOORS = {"cluster/session.py", "cluster/ray_replicas.py", "cluster/train_group.py"}
 DEEPSPEED_DOORS = {"w2sr/training/engine.py"}
+VLLM_DOORS = {"w2sr/teachers/vllm_engine.py"}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -32,11 +33,12 @@ def test_imports_go_one_way() -> None:
             assert not imports_of(path) & others, f"{path.relative_to(ROOT)} imports {imports_of(path) & others}"
 
 
-def test_ray_and_deepspeed_have_their_doors() -> None:
+def test_ray_deepspeed_and_vllm_have_their_doors() -> None:
     for path in sources("cluster", "w2sr", "launcher"):
         name = str(path.relative_to(ROOT))
         assert "ray" not in imports_of(path) or name in RAY_DOORS, f"{name} imports ray"
         assert "deepspeed" not in imports_of(path) or name in DEEPSPEED_DOORS, f"{name} imports deepspeed"
+        assert "vllm" not in imports_of(path) or name in VLLM_DOORS, f"{name} imports vllm"
 
 
 def test_no_source_trusts_remote_code() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -74,14 +75,12 @@ class VLLMEngine:
         Raises UserError for what the configuration can mend: vLLM is not installed, an argument it does not know, a model or a length it
         cannot serve. Raises RuntimeError when its processes die while they start.
         """
-        _set_environment(device, num_threads)
-        try:
-            import vllm  # noqa: F401
-        except ImportError as error:
+        if importlib.util.find_spec("vllm") is None:
             raise UserError(
-                f"generator {spec.name}: engine kind vllm needs vLLM, which {sys.executable} cannot import ({error}); install it there, or "
-                "set engine.python to the interpreter of an environment that has it (make setup-vllm makes one)"
-            ) from error
+                f"generator {spec.name}: engine kind vllm needs vLLM, which {sys.executable} does not have; install it there, or set "
+                "engine.python to the interpreter of an environment that has it (make setup-vllm makes one)"
+            )
+        _set_environment(device, num_threads)
         guard = Guard()
         try:
             llm = await asyncio.to_thread(_start, spec, config, device)

@@ -3,10 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.tiny import CHAT_TEMPLATE, make_tiny_model, make_tiny_tokenizer
 from w2sr.errors import UserError
+from w2sr.packing.lengths import LengthCounter
 from w2sr.packing.pack import IGNORED, collate_padded
 from w2sr.packing.rows import ModelLimits, Row, build_rows, model_limits
 from w2sr.prompting import PromptStyle, render_prefix
@@ -213,3 +217,25 @@ def test_a_model_that_names_no_end_token_is_refused(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"eos_token_id": 2', '"eos_token_id": null'))
     with pytest.raises(UserError, match="names no eos_token_id"):
         model_limits(folder)
+
+
+def test_a_trace_that_was_cut_gets_no_end_token() -> None:
+    tokenizer = make_tiny_tokenizer()
+    cut = Example("e0", "p0", "2+3=?", "2+3 is", "weak", "t", "incorrect", ended=False)
+    row = build_rows(tokenizer, CHAT, [cut], 256, limits_of(tokenizer)).kept[0]
+    assert tokenizer.decode(row.ids[row.num_prefix :]) == "2+3 is"
+    assert tokenizer.eos_token_id not in row.ids[row.num_prefix :]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.text("abc 123+=?", min_size=1, max_size=30), st.booleans()), min_size=1, max_size=6))
+def test_lengths_counted_ahead_are_those_of_the_rows(texts: list[tuple[str, bool]]) -> None:
+    tokenizer = make_tiny_tokenizer()
+    style = PromptStyle(system="Think.", user="Q {question}", assistant_prefix="So: ")
+    counter = LengthCounter(tokenizer, style)
+    examples = [Example(f"e{n}", "p", text[::-1] or "?", text, "weak", "t", "correct", ended) for n, (text, ended) in enumerate(texts)]
+    rows = build_rows(tokenizer, style, examples, 256, limits_of(tokenizer)).kept
+    prefixes = counter.prefixes([example.question for example in examples])
+    supervised = counter.supervised([example.text for example in examples], np.array([example.ended for example in examples]))
+    assert [row.num_prefix for row in rows] == prefixes.tolist()
+    assert [row.num_supervised for row in rows] == supervised.tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from types import TracebackType
 from typing import Any
 
@@ -35,14 +36,15 @@ class Endpoint:
     GET requests (the list of models, the version) are answered by `got` and do not count.
     """
 
-    def __init__(self, *answers: bytes | str | None, got: bytes = http(404)) -> None:
+    def __init__(self, *answers: bytes | str | None, got: bytes = http(404), tls: ssl.SSLContext | None = None) -> None:
         self.answers = list(answers)
         self.got = got
+        self.tls = tls
         self.asked: list[dict[str, Any]] = []
         self.heads: list[str] = []
 
     async def __aenter__(self) -> Endpoint:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -51,7 +53,8 @@ class Endpoint:
 
     def config(self, **values: Any) -> OpenAIEngineConfig:
         """Return a configuration of this endpoint with short waits."""
-        settings = {"kind": "openai", "base_url": f"http://127.0.0.1:{self.port}/v1", "backoff_s": 0.01, "timeout_s": 5, "max_retries": 2}
+        url = f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}/v1"
+        settings = {"kind": "openai", "base_url": url, "backoff_s": 0.01, "timeout_s": 5, "max_retries": 2}
         return OpenAIEngineConfig(**(settings | values))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

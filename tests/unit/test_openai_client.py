@@ -8,10 +8,12 @@ import json
 import logging
 import pickle
 import socket
+import ssl
 import traceback
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -207,6 +209,30 @@ def test_an_address_without_a_path_gets_the_hint_of_v1() -> None:
             client.close()
 
     asyncio.run(run())
+
+
+def self_signed(folder: Path) -> ssl.SSLContext:
+    """Return the TLS side of a server whose certificate nobody vouches for."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "here")]), datetime.now(timezone.utc)
+    built = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "both.pem").write_bytes(private + built.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "both.pem")
+    return context
+
+
+def test_a_certificate_that_nobody_vouches_for_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    endpoint = Endpoint(OK, tls=self_signed(tmp_path))
+    with pytest.raises(UserError, match=r"has no certificate that this machine accepts.*SSL_CERT_FILE.*CERTIFICATE_VERIFY_FAILED"):
+        ask(endpoint, api_key_env="TEACHER_KEY")
+    assert endpoint.heads == []
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])

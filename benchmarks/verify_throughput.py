@@ -26,9 +26,8 @@ from w2sr.grading.config import VerifyConfig
 from w2sr.grading.grade import Grader
 from w2sr.grading.graders import Question, judge_cheaply
 from w2sr.grading.numbers import parse_number
+from w2sr.grading.verdicts import BATCH_ROWS
 from w2sr.records import Prompt, Trace
-
-BATCH = 512  # as the verify stage
 
 
 def traces_of(pairs: list[tuple[str, str]]) -> tuple[list[Trace], dict[str, Prompt]]:
@@ -49,8 +48,8 @@ def measure(name: str, pairs: list[tuple[str, str]]) -> None:
     with Grader(VerifyConfig(workers=2)) as grader:
         began, cpu = time.perf_counter(), cpu_seconds()
         correct = 0
-        for start in range(0, len(traces), BATCH):
-            correct += sum(row.verdict == "correct" for row in grader.grade(traces[start : start + BATCH], prompts))
+        for start in range(0, len(traces), BATCH_ROWS):
+            correct += sum(row.verdict == "correct" for row in grader.grade(traces[start : start + BATCH_ROWS], prompts))
         seconds = time.perf_counter() - began
         cpu = cpu_seconds() - cpu + sum(cpu_of(pid) for worker in grader._pool._workers for pid in (worker.process.pid, worker._child))
     share = f"{undecided / len(set(pairs)):.1%} by math-verify"

@@ -22,7 +22,7 @@ from w2sr.traces.recovery import remove_shards
 from w2sr.traces.store import TraceStore
 
 EARLY = "early.json"
-BATCH_ROWS = 512
+BATCH_ROWS = 2048  # enough for all grading processes to get some of the difficult answers
 
 Grade = Callable[[Sequence[Trace]], Sequence[Verification]]
 
@@ -66,10 +66,15 @@ class Subject:
 
 
 def batches(follower: Follower[Trace]) -> Iterator[list[Trace]]:
-    """Yield what is committed and not yet seen, a few hundred traces at a time."""
+    """Yield what is committed and not yet seen, a few thousand traces at a time."""
+    waiting: list[Trace] = []
     for rows in follower.poll():
-        for start in range(0, len(rows), BATCH_ROWS):
-            yield rows[start : start + BATCH_ROWS]
+        waiting += rows
+        while len(waiting) >= BATCH_ROWS:
+            yield waiting[:BATCH_ROWS]
+            del waiting[:BATCH_ROWS]
+    if waiting:
+        yield waiting
 
 
 class Sieve:

@@ -36,7 +36,7 @@ _RESTART_TIMEOUT_S = 60.0  # a fork on a loaded machine
 _WALL_FACTOR = 10  # an answer may wait this many times its timeout for a processor
 _MAX_FAILED_STARTS = 3  # in a row
 _MAX_BATCH = 64
-_QUESTIONS_A_WORKER = 16  # fewer are not worth another process
+_QUESTIONS_A_WORKER = 8  # fewer are not worth another process
 _TICK = os.sysconf("SC_CLK_TCK")
 
 

@@ -302,6 +302,14 @@ def test_a_refusal_does_not_show_the_key_either(monkeypatch: pytest.MonkeyPatch)
     assert caught.value.__cause__ is caught.value.__context__ is None
 
 
+def test_not_even_the_beginning_of_a_key_is_shown_where_a_message_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    for length in range(265, 305):
+        with pytest.raises(Refused) as caught:
+            ask(Endpoint(http(400, {"error": {"message": "x" * length + KEY}})), api_key_env="TEACHER_KEY")
+        assert "sk-V" not in str(caught.value)
+
+
 def test_the_key_is_sent_and_a_wrong_one_is_not_repeated(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("TEACHER_KEY", f" {KEY}\n")
     endpoint = Endpoint(http(401, {"error": {"message": f"Incorrect API key provided: {KEY}"}}))

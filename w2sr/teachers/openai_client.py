@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_ANSWER_BYTES = 64 << 20
 _CONNECT_TIMEOUT_S = 30.0
 _KEEP_ALIVE_S = 4.0  # less than uvicorn's five: a connection is not used just when the server closes it
+_LONGEST_QUOTE = 300  # characters of an endpoint's message that are passed on
 _log = logging.getLogger("w2sr.openai")
 
 
@@ -142,7 +143,7 @@ class OpenAIClient:
                 problem = self._unanswered(fault, went_at, seed, attempt)
             except Refused as refusal:
                 self.pace.answered()
-                problem = Refused(self._key.hidden(str(refusal)))
+                problem = Refused(self._quote(str(refusal)))
             except Wrong as wrong:
                 problem = UserError(await self._advice(wrong))
         raise problem  # out here, so that nothing hangs on it: what the endpoint said may hold the key
@@ -166,7 +167,7 @@ class OpenAIClient:
         raise problem  # out here as well: some exceptions of aiohttp hold the request's headers, and so the key
 
     def _unanswered(self, fault: Fault, went_at: float, seed: int, attempt: int) -> Exception:
-        reason = self._key.hidden(fault.reason)
+        reason = self._quote(fault.reason)
         if fault.asked_s is not None and fault.asked_s > self.config.max_wait_s:
             return UserError(
                 f"{self.where} asks to wait {fault.asked_s:.0f} s, longer than max_wait_s = {self.config.max_wait_s:g} ({reason}). "
@@ -183,8 +184,7 @@ class OpenAIClient:
         return Unanswered(f"{self.where}: {reason}", backoff_s(self.config.backoff_s, attempt, seed, fault.asked_s), fault.everyone)
 
     async def _advice(self, wrong: Wrong) -> str:
-        said = self._key.hidden(wrong.said)
-        said = f" It says: {said}" if said else ""
+        said = f" It says: {self._quote(wrong.said)}" if wrong.said else ""
         key = f"the key in {self.config.api_key_env}" if self.config.api_key_env else "api_key_env: the endpoint may want a key"
         path = urlsplit(self.config.base_url).path
         address = f"base_url ({'most endpoints have a path /v1, yours has none' if not path else f'with {path} it may be wrong'})"
@@ -199,6 +199,11 @@ class OpenAIClient:
             "tls": "has no certificate that this machine accepts. Check base_url, or SSL_CERT_FILE for an authority of your own",
         }
         return f"{self.where} {advice[wrong.what]}.{said}"
+
+    def _quote(self, text: str) -> str:
+        """Return what may be shown of a text from the endpoint. The key goes first: cut in two it would not be found."""
+        shown = self._key.hidden(text)
+        return shown if len(shown) <= _LONGEST_QUOTE else f"{shown[: _LONGEST_QUOTE - 3]}..."
 
 
 def request_fields(config: OpenAIEngineConfig, model: str, sampling: SamplingConfig, seed: int) -> dict[str, Any]:

@@ -15,8 +15,6 @@ from pydantic import BaseModel, Field, ValidationError
 
 from w2sr.teachers.pacing import retry_after_s
 
-_LONGEST_QUOTE = 300  # characters of an endpoint's message that are passed on
-
 
 class Fault(Exception):
     """No answer for a reason that may pass. `everyone`: any request would have met it; `limited`: because of a rate limit.
@@ -108,7 +106,7 @@ def read_response(status: int, headers: Mapping[str, str], raw: bytes) -> Reply:
 def problem_of(status: int, headers: Mapping[str, str], raw: bytes) -> Fault | Refused | Wrong:
     """Return what a response with a status other than 200 means."""
     message, code = _error_of(raw)
-    said = _quote(message)
+    said = whole_characters(" ".join(message.split()))
     if 300 <= status < 400:
         return Wrong("redirect", headers.get("Location", "").split("?")[0], status)
     if status == 402 or (status == 429 and "insufficient_quota" in code):
@@ -174,11 +172,6 @@ def _error_of(raw: bytes) -> tuple[str, str]:
     message = found.get("message") or found.get("detail") or ""
     codes = " ".join(str(found[name]) for name in ("code", "type") if found.get(name) is not None)
     return (message if isinstance(message, str) else json.dumps(message)), codes
-
-
-def _quote(message: str) -> str:
-    line = whole_characters(" ".join(message.split()))
-    return line if len(line) <= _LONGEST_QUOTE else f"{line[: _LONGEST_QUOTE - 3]}..."
 
 
 def _asked_s(headers: Mapping[str, str]) -> float | None:

@@ -135,11 +135,15 @@ class Fleet:
         """
         for member in [member for member in self.members.values() if member.state == "closing" and now - member.since > CLOSE_S]:
             self.remove(member)
-        spare = [member for member in self.members.values() if member.state == "ready" and (not member.lane or member.lane.spares(member))]
+        spare = [member for member in self.members.values() if member.state != "closing" and (not member.lane or _is_idle(member))]
         short = any(lane.is_short for lane in lanes)
         for lane in lanes:
-            self._drop_unplaced(lane, lane.service.min_replicas if short and not lane.is_short else lane.needed)
+            if short and not lane.is_short:
+                self._drop_unplaced(lane)
             self._adopt(lane, spare, now)
+        for member in [member for member in spare if member.state == "unplaced"]:
+            self.remove(member)  # it was asked for by an earlier run
+            spare.remove(member)
         for lane in lanes:
             while len(lane.members) < min(lane.service.min_replicas, lane.needed) and now >= lane.not_before:
                 self._start(lane, now)
@@ -150,7 +154,7 @@ class Fleet:
                     self._start(lane, now)
         if any(lane.count("unplaced") for lane in lanes if not lane.service.in_driver):
             for member in spare:
-                if not member.service.in_driver:
+                if member.state == "ready" and not member.service.in_driver:
                     self.release(member, now)
 
     def park(self, member: Member) -> None:
@@ -267,25 +271,34 @@ class Fleet:
         self.ask(member, "place", link.place())
 
     def _adopt(self, lane: Lane, spare: list[Member], now: float) -> None:
+        """Hand over what `lane` can use of `spare`; one that works takes the place of one that is still asked for."""
         fitting = [member for member in spare if member.service.flavour == lane.service.flavour and member.lane is not lane]
         unplaced = [member for member in lane.members.values() if member.state == "unplaced"]
-        for member in fitting:
+        for member in sorted(fitting, key=lambda member: member.state != "ready"):
             if len(lane.members) >= lane.needed:
-                if not unplaced:
+                if not unplaced or member.state != "ready":
                     return
                 self.remove(unplaced.pop())
+            if member.state == "loading":
+                continue  # it is another spec; it can be had when it is done
             if member.lane is not None:
                 member.lane.members.pop(member.name)
                 member.lane.work.remove_replica(member.name)
             spare.remove(member)
             member.lane, member.service = lane, lane.service
             lane.members[member.name] = member
-            self.load(member, now)
+            if member.state == "ready":
+                self.load(member, now)
 
-    def _drop_unplaced(self, lane: Lane, most: int) -> None:
+    def _drop_unplaced(self, lane: Lane) -> None:
+        """Ask for no more than the minimum, while another service has less than that."""
         unplaced = [member for member in lane.members.values() if member.state == "unplaced"]
-        for member in unplaced[: max(0, len(lane.members) - most)]:
+        for member in unplaced[: max(0, len(lane.members) - lane.service.min_replicas)]:
             self.remove(member)
+
+
+def _is_idle(member: Member) -> bool:
+    return member.state == "ready" and member.lane is not None and member.lane.spares(member)
 
 
 def _amounts(amounts: Mapping[str, float]) -> str:

@@ -154,7 +154,7 @@ class _Run:
         self._abandoned = True
         for lane in self.lanes.values():
             for member in list(lane.members.values()):
-                if member.state == "unplaced" or (member.state == "ready" and lane.work.held(member.name)):
+                if member.state == "ready" and lane.work.held(member.name):
                     self._fleet.remove(member)
                 member.lane = None
             lane.members = {}
@@ -249,19 +249,21 @@ class _Run:
             self._bury(member, member.link.death(error))
         elif kind == "place":
             member.place = future.result()
-            self._fleet.load(member, now)
+            member.state = "ready"
+            if member.lane is not None:
+                self._fleet.load(member, now)
         elif kind == "load":
             self._note_loaded(member, future.result(), now)
         elif member.lane is not None:
             self._note_reply(member, member.lane, future.result(), now)
 
     def _note_loaded(self, member: Member, trouble: Trouble | None, now: float) -> None:
-        if trouble is not None:
-            if trouble.error is not None:
-                self._fleet.park(member)  # it refused this spec, and may serve another one
-                self._fail(_with_cause(trouble))
-            else:
-                self._bury(member, Death(trouble.text, blameless=False))
+        if trouble is not None and trouble.error is None:
+            self._bury(member, Death(trouble.text, blameless=False))
+            return
+        if trouble is not None and member.lane is not None:
+            self._fail(_with_cause(trouble))
+            self._fleet.park(member)  # it refused this spec, and may serve another one
             return
         member.state, member.since = "ready", now
         if member.lane is not None:

@@ -124,7 +124,7 @@ class SmallCluster(ThreadTransport):
     def __init__(self, cpus: int) -> None:
         self.free = self.total = cpus
         self.queue: list[tuple[Any, Callable[[], None]]] = []
-        self.most_waiting = 0
+        self.started = 0
 
     def start(self, service: Service) -> Link:
         link: Any = super().start(service)
@@ -148,7 +148,7 @@ class SmallCluster(ThreadTransport):
         link.place, link.kill = lambda: future, end
         self.queue.append((link, put))
         self.let_in()
-        self.most_waiting = max(self.most_waiting, len(self.queue))
+        self.started += 1
         return link  # type: ignore[no-any-return]
 
     def let_in(self) -> None:

@@ -233,6 +233,22 @@ def test_replicas_are_handed_on_to_the_next_service_of_their_flavour_and_to_the_
     assert {worker.spec for worker in made} == {"closed"}
 
 
+def test_a_replica_that_is_still_asked_for_is_kept_for_the_next_run() -> None:
+    cluster = SmallCluster(1)
+    with Pool(cluster) as pool:
+        service = replace(A, in_driver=False, min_replicas=2, max_replicas=2)
+        for spec in "BCD":
+            assert len(list(pool.run([replace(service, spec=spec)], ListSource(a=[("say",)] * 4)))) == 4
+        assert len(cluster.queue) == 1
+        assert cluster.started == 2, "a process takes longer to start than many a run"
+        cluster.grow(1)
+        outcomes = list(pool.run([replace(service, spec="E")], ListSource(a=[("sleep", 0.05)] * 20)))
+        assert {outcome.result.split(":")[0] for outcome in outcomes} == {"E"}
+        assert len({outcome.replica for outcome in outcomes}) == 2
+        other = replace(service, name="b", cpus=2)
+        assert len(list(pool.run([other], ListSource(b=[("say",)] * 4)))) == 4
+
+
 def test_minima_come_first_and_a_service_without_work_makes_room_for_others() -> None:
     # The two are of different flavours, so that nothing can be handed over: one has to end.
     big, small = replace(A, name="big", max_replicas=4), replace(A, name="small", cpus=2, min_replicas=2, max_replicas=2)

@@ -51,7 +51,8 @@ def measure(name: str, pairs: list[tuple[str, str]]) -> None:
         for start in range(0, len(traces), BATCH_ROWS):
             correct += sum(row.verdict == "correct" for row in grader.grade(traces[start : start + BATCH_ROWS], prompts))
         seconds = time.perf_counter() - began
-        cpu = cpu_seconds() - cpu + sum(cpu_of(pid) for worker in grader._pool._workers for pid in (worker.process.pid, worker._child))
+        pids = [pid for worker in grader._pool._workers for pid in (worker.process.pid, worker._child) if pid]
+        cpu = cpu_seconds() - cpu + sum(map(cpu_of, pids))
     share = f"{undecided / len(set(pairs)):.1%} by math-verify"
     rates = f"{seconds:.1f} s | {len(pairs) / seconds:,.0f} | {cpu:.1f} s | {len(pairs) / cpu:,.0f}"
     print(f"| {name} | {len(pairs):,} | {correct / len(pairs):.0%} | {share} | {rates} |", flush=True)

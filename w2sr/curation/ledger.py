@@ -20,7 +20,7 @@ from w2sr.tables import iter_table
 
 Kind = Literal["prompt", "trace"]
 FILE = "contamination.json"
-_LISTED_HITS = 200_000  # rows of the ledger; a run in which everything hits everything must not fill the disk
+_LISTED_HITS = 50_000  # rows of the ledger; a run in which everything hits everything must not fill the disk
 
 
 @dataclass(frozen=True, slots=True)

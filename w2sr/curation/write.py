@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from w2sr.curation.arms import KEPT, NO_CANDIDATE, Arm
-from w2sr.curation.facts import Codes
+from w2sr.curation.facts import Facts
 from w2sr.curation.pool import Prompts, Source
 from w2sr.records import Example, Reject
 from w2sr.tables import replacing, schema_of
@@ -25,11 +25,11 @@ _GROUP_ROWS = 16_384
 
 
 def write_arms(
-    folder: Path, arms: Sequence[Arm], sources: Sequence[Source], prompts: Prompts, codes: Codes, advance: Callable[[int], object]
+    folder: Path, arms: Sequence[Arm], sources: Sequence[Source], prompts: Prompts, facts: Facts, advance: Callable[[int], object]
 ) -> list[Path]:
-    """Write <arm>.parquet for every arm and rejects.parquet, and return their paths. `sources` are those the arms were made from."""
+    """Write <arm>.parquet for every arm and rejects.parquet, and return their paths. `sources` are those `facts` were read from."""
     paths = [folder / f"{arm.name}.parquet" for arm in arms]
-    names = pa.array(codes.names, pa.string())
+    names = pa.array(facts.codes.names, pa.string())
     with ExitStack() as files:
         outputs = [files.enter_context(_Writer(path, schema_of(Example))) for path in paths]
         rejects = files.enter_context(_Writer(folder / REJECTS, schema_of(Reject)))
@@ -37,20 +37,21 @@ def write_arms(
         for source in sources:
             for table in source.batches():
                 rows = slice(start, start + len(table))
+                table = table.append_column("question", prompts.questions.take(pa.array(facts.prompt[rows])))
                 for arm, output in zip(arms, outputs, strict=True):
                     status = arm.status[rows]
-                    output.append(_examples(table.take(np.flatnonzero(status == KEPT)), prompts))
+                    output.append(_examples(table.take(np.flatnonzero(status == KEPT))))
                     rejects.append(_rejects(arm.name, table, status, names))
                 start += len(table)
                 advance(len(table))
     return [*paths, folder / REJECTS]
 
 
-def _examples(table: pa.Table, prompts: Prompts) -> pa.Table:
+def _examples(table: pa.Table) -> pa.Table:
     columns = {
         "example_id": table["row_id"],
         "prompt_id": table["prompt_id"],
-        "question": prompts.questions.take(pa.array(prompts.index(table["prompt_id"]))),
+        "question": table["question"],
         "text": table["text"],
         "origin": table["origin"],
         "trace_id": table["trace_id"],

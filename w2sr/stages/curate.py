@@ -57,7 +57,7 @@ def run(run: Run) -> None:
             facts = scanner.scan(sources)
             maker = ArmMaker(facts, len(prompts), config)
             arms = maker.make()
-            outputs = write_arms(stage.folder, arms, sources, prompts, facts.codes, progress.advance)
+            outputs = write_arms(stage.folder, arms, sources, prompts, facts, progress.advance)
         outputs += _write_ledgers(stage.folder, facts, arms, ledger)
         budget = budget_report(facts, maker.rates, config.budget.limits, config.budget.hard_pass_rate)
         outputs.append(_write_json(stage.folder / "budget.json", budget))

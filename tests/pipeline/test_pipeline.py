@@ -108,7 +108,8 @@ def test_killed_at_any_stage_and_run_again_gives_the_same_artifacts(calm_run: Pa
 
 
 def test_a_rescue_asks_until_a_trace_is_right_and_mixes_with_recorded_traces(tmp_path: Path, calm_run: Path) -> None:
-    old = f"{{name: old, engine: {{kind: recorded, path: {calm_run / 'generate' / 'weak'}, match: prompt_id, fields: {{prompt_id: prompt_id}}}}, "
+    traces = calm_run / "generate" / "weak"
+    old = f"{{name: old, engine: {{kind: recorded, path: {traces}, match: prompt_id, fields: {{prompt_id: prompt_id}}}}, "
     rescue = "{name: weak, model: lab:teacher, style: {system: Think step by step.}, until_correct: true, samples_per_prompt: 4, "
     teachers = f"teachers=[{rescue} engine: {{batch_size: 8}}, sampling: {{max_new_tokens: 64}}}}, {old} samples_per_prompt: 2}}]"
     config = tmp_path / "mixed.yaml"

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import RetryLater
 from w2sr.errors import UserError
 from w2sr.prompting import PromptStyle
 from w2sr.teachers.config import SamplingConfig, VLLMEngineConfig
 from w2sr.teachers.engine import GeneratorSpec
-from w2sr.teachers.vllm_engine import engine_arguments, root_cause
+from w2sr.teachers.vllm_engine import ending_of, engine_arguments, root_cause
 from w2sr.teachers.worker import VLLMWorkerFactory
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,13 @@ def test_the_first_process_to_fail_is_the_cause() -> None:
     assert root_cause(f"\x1eslow\n\x1e{worker}\n\x1e{core}\n") == ("ValueError", "no room:\n 2 > 1\n")
     assert root_cause("\x1eTraceback (most recent call last):\ntorch.cuda.OutOfMemoryError: 2 GiB") == ("OutOfMemoryError", "2 GiB")
     assert root_cause("") is None
+
+
+def test_vllms_own_trouble_with_a_request_is_put_off() -> None:
+    assert [ending_of(reason) for reason in ("stop", "length")] == ["stop", "length"]
+    for reason in ("error", "abort", None):
+        with pytest.raises(RetryLater, match=f"finish_reason {reason!r}"):
+            ending_of(reason)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed in this environment")

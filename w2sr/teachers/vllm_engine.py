@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster.errors import RetryLater
 from w2sr.errors import UserError
+from w2sr.records import FinishReason
 from w2sr.schema import nearest
 from w2sr.teachers.config import VLLMEngineConfig
 from w2sr.teachers.engine import Completion, GeneratorSpec, Request
@@ -60,6 +61,7 @@ class VLLMEngine:
         self._spec = spec
         self._llm = llm
         self._guard = guard
+        self._is_spoiled = False
         config = llm.model_config.hf_text_config
         tokenizer = load_tokenizer(spec.model)
         self._rows = RowMaker(spec, tokenizer, int(llm.model_config.max_model_len))
@@ -132,11 +134,24 @@ class VLLMEngine:
         (output,) = last.outputs
         row.ids = list(output.token_ids)
         if last.metrics is not None and last.metrics.is_corrupted:
-            row.error = "the model's logits are not finite (NaN)"
-        elif output.finish_reason in ("stop", "length"):
-            row.finish_reason = output.finish_reason
-        else:  # "error" and "abort": vLLM's own trouble, of which it recovers
-            raise RetryLater(f"vLLM ended the request with finish_reason {output.finish_reason!r}", RETRY_AFTER_S)
+            row.error = self._not_finite()
+        else:
+            row.finish_reason = ending_of(output.finish_reason)
+
+    def _not_finite(self) -> str:
+        # vLLM gives the memory of a request to the next one as it is, and NaN gets through the mask (0 x NaN): seen on requests that are
+        # sound alone. The first one was its own doing; the next may not have been, and is made again by an engine with clean memory.
+        if self._is_spoiled:
+            raise RuntimeError("vLLM's memory is spoiled by an earlier request whose logits were not finite")
+        self._is_spoiled = True
+        return "the model's logits are not finite (NaN)"
+
+
+def ending_of(finish_reason: str | None) -> FinishReason:
+    """Return our name of vLLM's finish reason. Raises RetryLater for one that is vLLM's own trouble, of which it recovers."""
+    if finish_reason in ("stop", "length"):
+        return "stop" if finish_reason == "stop" else "length"
+    raise RetryLater(f"vLLM ended the request with finish_reason {finish_reason!r}", RETRY_AFTER_S)
 
 
 def engine_arguments(spec: GeneratorSpec, config: VLLMEngineConfig, device: str, known: list[str]) -> dict[str, Any]:

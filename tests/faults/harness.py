@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ class Machines:
 
         Config.initialize("")  # read the environment again, if somebody imported Ray before it was set
         head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder / "ray"), "object_store_memory": 80 << 20}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self._wanted: queue.SimpleQueue[tuple[int, threading.Event]] = queue.SimpleQueue()
-        self._nodes = [self._cluster.add_node(wait=False, **NODE) for _ in range(2)]
+        self._nodes = [self._new_node() for _ in range(2)]
         for node in self._nodes:
             self._cluster._wait_for_node(node, timeout=HANGS_AFTER_S)
         self.address: str = self._cluster.address
@@ -52,12 +53,15 @@ class Machines:
             number, done = self._wanted.get(timeout=0.05)
             self._cluster.remove_node(self._nodes[number], allow_graceful=False)
             self.lost += 1
-            self._nodes[number] = self._cluster.add_node(wait=False, **NODE)  # it joins when it is up
+            self._nodes[number] = self._new_node()
             done.set()
 
     def close(self) -> None:
         """End everything."""
         self._cluster.shutdown()
+
+    def _new_node(self) -> Any:
+        return _patiently(lambda: self._cluster.add_node(wait=False, **NODE))
 
 
 class Drivers:
@@ -161,6 +165,14 @@ class Trial:
             if self._drivers.ended(pid, 0.02) is not None:
                 return False
         return True
+
+
+def _patiently(start: Callable[[], Any]) -> Any:
+    """Start a node again if it was not up after the 30 s that Ray grants it: a machine with much other work takes longer."""
+    for _ in range(4):
+        with contextlib.suppress(Exception):  # Ray raises no other type
+            return start()
+    return start()
 
 
 def _pid(path: Path) -> int:

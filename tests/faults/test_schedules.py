@@ -52,6 +52,7 @@ def run_trial(schedule: Schedule, folder: Path, machines: Machines, drivers: Dri
             assert replaced or len(there) == len(set(there)), f"{teacher}: twice"
             assert kept[teacher] <= set(there), f"{teacher}: lost {kept[teacher] - set(there)}"
             kept[teacher] = set(there)
+        (folder / "happened.json").write_text(json.dumps(trial.happened))
         if done:
             return trial
     raise AssertionError(f"not done after {MOST_DRIVERS} drivers: {trial.happened}\n{trial.log()}")

@@ -164,8 +164,9 @@ def test_bands_find_what_comparing_every_pair_finds() -> None:
         one = [rng.choice(WORDS) for _ in range(100)]
         texts += [" ".join(one), text_like(one, 0.985, rng), text_like(one, 0.3, rng)]
     signatures = signatures_of(texts)
-    every = near_duplicates(signatures, [np.zeros(len(texts), np.int64)], 0.85)
-    by_band = near_duplicates(signatures, bands_of(signatures), 0.85)
+    order = np.arange(len(texts))
+    every = near_duplicates(signatures, order, [np.zeros(len(texts), np.int64)], 0.85)
+    by_band = near_duplicates(signatures, order, bands_of(signatures, order), 0.85)
     assert 25 < every.sum() <= 60
     assert (every & by_band).sum() >= 0.95 * every.sum()
     assert not (by_band & ~every).any()

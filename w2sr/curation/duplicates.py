@@ -10,7 +10,7 @@ depend on the order in which traces were written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -40,22 +40,23 @@ def similarity(one: Signatures, others: Signatures) -> npt.NDArray[np.float64]:
     return estimated
 
 
-def near_duplicates(signatures: Signatures, groups: Sequence[Ints], threshold: float) -> Bools:
-    """Return which rows almost repeat an earlier one of their group.
+def near_duplicates(signatures: Signatures, order: Ints, groups: Iterable[Ints], threshold: float) -> Bools:
+    """Return which of the rows `order`, taken in that order, almost repeat an earlier one of their group; [rows of order].
 
-    Each of `groups` numbers all rows, [rows]: rows with the same number are compared. With several, what one finds the next leaves out.
+    Each of `groups` numbers the rows of `order`: rows with the same number are compared. With several, what one finds the next leaves out.
     """
-    repeated = np.zeros(len(signatures), bool)
+    repeated = np.zeros(len(order), bool)
     for group in groups:
         for members in _with_company(group, repeated):
-            _mark(signatures, members, threshold, repeated)
+            _mark(signatures[order[members]], members, threshold, repeated)
     return repeated
 
 
-def bands_of(signatures: Signatures) -> list[Ints]:
-    """Return the 16 LSH bands of each row, as groups for `near_duplicates`: similar rows share at least one."""
-    bands = np.ascontiguousarray(signatures).view(np.int64)
-    return [bands[:, number] for number in range(NUM_BANDS)]
+def bands_of(signatures: Signatures, order: Ints) -> Iterator[Ints]:
+    """Yield the 16 LSH bands of the rows `order`, as groups for `near_duplicates`: similar rows share at least one."""
+    bands = signatures.view(np.int64)
+    for number in range(NUM_BANDS):
+        yield bands[order, number]
 
 
 def repeats(keys: npt.NDArray[np.uint64]) -> Bools:
@@ -77,8 +78,7 @@ def _with_company(group: Ints, left_out: Bools) -> Iterator[Ints]:
         yield rows[start : start + size]
 
 
-def _mark(signatures: Signatures, members: Ints, threshold: float, repeated: Bools) -> None:
-    own = signatures[members]
+def _mark(own: Signatures, members: Ints, threshold: float, repeated: Bools) -> None:
     kept: list[int] = []
     for number in range(len(members)):
         if kept and similarity(own[number], own[kept]).max() >= threshold:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -147,13 +147,14 @@ class Scanner:
         order = _order(facts, facts.defect == 0)
         # Only traces with the same outcome are compared: a wrong trace that is nearly a right one teaches something else.
         outcome = facts.outcome[order].astype(np.int64)
-        signatures = facts.signature[order]
-        groups: list[Ints]
+        groups: Iterable[Ints]
         if near.scope == "prompt":
             groups = [facts.prompt[order].astype(np.int64) * 32768 + outcome]
         else:
-            groups = [np.unique(np.stack([band, outcome]), axis=1, return_inverse=True)[1] for band in duplicates.bands_of(signatures)]
-        facts.defect[order[duplicates.near_duplicates(signatures, groups, near.threshold)]] = facts.codes["near_duplicate"]
+            apart = outcome << 48  # bands are hashes: another outcome makes another one
+            groups = (band ^ apart for band in duplicates.bands_of(facts.signature, order))
+        repeated = duplicates.near_duplicates(facts.signature, order, groups, near.threshold)
+        facts.defect[order[repeated]] = facts.codes["near_duplicate"]
 
 
 def _order(facts: Facts, rows: npt.NDArray[np.bool_]) -> Ints:

@@ -36,11 +36,12 @@ $(VLLM_STAMP): constraints-vllm.txt
 quickstart: $(STAMP)
 	$(BIN)/w2sr run configs/quickstart.yaml
 
-# Two processes: tests that open a Ray session in pytest's own process stand apart from those that train in it. In one process they were
-# seen to be aborted (SIGABRT), once in three runs.
+# Three processes: tests that open a Ray session in pytest's own process stand apart from those that train in it. In one process they were
+# seen to be aborted (SIGABRT), once in three runs. The schedules of faults have a cluster of their own.
 test: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --ignore=tests/ray --ignore=tests/vllm $(addprefix --ignore=,$(IN_RAY))
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --ignore=tests/ray --ignore=tests/vllm --ignore=tests/faults $(addprefix --ignore=,$(IN_RAY))
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/ray $(IN_RAY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/faults
 
 test-vllm: $(STAMP) $(VLLM_STAMP)
 	HF_HUB_OFFLINE=1 W2SR_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest tests/vllm

@@ -2,7 +2,7 @@
 
 A signature is the lowest 8 bits of each of 128 minima over the text's 3-word shingles (b-bit minwise hashing, Li and König 2010,
 arXiv 0910.3349): two rows agree in a share s + (1 - s) / 256 of them, where s is their Jaccard similarity, with a standard error of at
-most 4.5 points. The minima come from rensa, 45 times as fast as datasketch here (benchmarks/results/curate_scale.md).
+most 4.5 points. The minima come from rensa: with the shingles nine times as fast as datasketch (benchmarks/minhash.py).
 
 Rows are taken in the order given; a row is a near duplicate when it is similar to an earlier one that is not. So what is found does not
 depend on the order in which traces were written.

@@ -96,7 +96,11 @@ class _Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self._flush()
-        self._file.close()
-        self._aside.__exit__(kind, error, trace)
+        try:
+            if kind is None:
+                self._flush()
+            self._file.close()
+        except BaseException as failure:  # the disk may be full: the half file goes
+            self._aside.__exit__(type(failure))
+            raise
+        self._aside.__exit__(kind)

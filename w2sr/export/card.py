@@ -69,8 +69,8 @@ def _teachers(run: Run) -> str:
         counts = Manifest.load(run.stage("generate", teacher.name)).counts
         cells = [
             teacher.name,
-            teacher.model or "recorded traces",
-            licence_of(teacher.model) or "not stated",
+            teacher.model or getattr(teacher.engine, "origin", None) or "recorded traces",
+            teacher.licence or licence_of(teacher.model) or "not stated",
             teacher.engine.kind,
             str(teacher.samples_per_prompt),
             ", ".join(f"{key} {value:g}" for key, value in sampling.items() if isinstance(value, (int, float))) or "as recorded",

@@ -227,7 +227,7 @@ class Fleet:
         )
         if all(free[kind] >= number for kind, number in wanted.items()):
             where = f" (python={lane.service.python}: is it there on every node, with the same Ray?)" if lane.service.python else ""
-            return f"{text}: no single node has these, or its process does not start{where}"
+            return f"{text}: its process is still starting{where}, or no single node has these"
         return text
 
     def status(self, lane: Lane, now: float) -> ServiceStatus:

@@ -210,7 +210,7 @@ def _variables(folder: Path | None) -> dict[str, str | None]:
         # a busy machine the default of a second is too short.
         "RAY_timeout_ms_task_wait_for_death_info": "5000",
         # Ray prints this to stdout even with log_to_driver=False; the pool and the train group say it in their own words.
-        "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing",
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing|PYTHON worker processes have been started",
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
     }
     if folder is None:

@@ -121,7 +121,7 @@ def test_a_service_may_live_in_another_environment(pool: Pool, tmp_path: Path) -
 
 def test_an_environment_that_does_not_exist_ends_the_run(pool: Pool) -> None:
     service = replace(A, python="/nowhere/python", min_replicas=1, max_replicas=1, start_timeout_s=3.0)
-    with pytest.raises(ClusterError, match=r"its process does not start \(python=/nowhere/python: is it there on every node"):
+    with pytest.raises(ClusterError, match=r"its process is still starting \(python=/nowhere/python: is it there on every node"):
         run(pool, ("say",), service=service)
 
 

@@ -24,14 +24,16 @@ import sys, time
 from cluster.config import ClusterSpec
 from cluster.pool import Pool
 from cluster.session import ray_session
-from tests.ray.sleeper import Naps, sleepers
+from cluster.work import Service
+from tests.pool_fakes import FakeWorker, ListSource
 
 try:
     with ray_session(ClusterSpec(num_cpus=2)), Pool() as pool:
-        list(pool.run([sleepers()], Naps([0.1, 0.1])))
+        service = Service("a", FakeWorker, "a", min_replicas=2, max_replicas=2)
+        list(pool.run([service], ListSource(a=[("sleep", 0.1)] * 2)))
         import ray
         print(ray._private.worker._global_node.get_session_dir_path(), flush=True)
-        list(pool.run([sleepers()], Naps([100, 100])))
+        list(pool.run([service], ListSource(a=[("sleep", 100)] * 2)))
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """

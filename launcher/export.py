@@ -23,17 +23,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], debug: ar
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from contextlib import nullcontext
-
-    from w2sr.config import load_config
-    from w2sr.errors import UserError
     from w2sr.export.write import export_arm
-    from w2sr.run import Run
+    from w2sr.run import open_folder
 
     folder: Path = arguments.run_dir
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is not a run folder (no config.yaml there); give the run_dir of a configuration")
-    run = Run(config=load_config(folder / "config.yaml"), folder=folder, ray=nullcontext)
+    run = open_folder(folder)
     out: Path = arguments.out or folder / "export" / f"{arguments.arm}-{arguments.format}"
     number = export_arm(run, arguments.arm, arguments.format, out, arguments.parquet, arguments.drop_truncated, arguments.license)
     print(f"{number:,} rows of arm {arguments.arm}: {out}")

@@ -19,9 +19,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], debug: ar
 def _replay(arguments: argparse.Namespace) -> int:
     import dataclasses
 
-    from w2sr.diagnosis.diagnose import open_folder
     from w2sr.diagnosis.lookup import find_trace
     from w2sr.pipeline import open_run
+    from w2sr.run import open_folder
     from w2sr.teachers.replay import NO_PROMISE, differences, made_otherwise, make_again, original_of
 
     config = open_folder(arguments.run_dir).config

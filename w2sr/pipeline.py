@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cluster.session import ray_session, require
+from cluster.session import ray_session, topology_of
 from w2sr.config import PipelineConfig
+from w2sr.placement import check_placement
 from w2sr.run import Run
-from w2sr.teachers.generation import check_resources
 from w2sr.teachers.models import generator_spec, model_folder
 from w2sr.teachers.openai_key import Key
 
@@ -50,20 +50,11 @@ def open_run(config: PipelineConfig) -> Iterator[Run]:
 
 def preflight(config: PipelineConfig, stages: list[str]) -> None:
     """Refuse what cannot work before any time is spent: missing models, more processors than there are."""
-    specs = [generator_spec(teacher.name, teacher.model, teacher.engine, teacher.style, teacher.sampling) for teacher in config.teachers]
-    model_folder(config.student.model)
-    spec = config.cluster.spec()
     for teacher in config.teachers:
+        generator_spec(teacher.name, teacher.model, teacher.engine, teacher.style, teacher.sampling)
         if teacher.engine.kind == "openai" and {"generate", "evaluate"} & set(stages):
             Key.of(teacher.engine)
-    if "generate" in stages:
-        for number, (teacher, generator) in enumerate(zip(config.teachers, specs, strict=True)):
-            check_resources(config, f"teachers.{number}.pool", generator, teacher.pool)
-    if "train" in stages:
-        train = config.train
-        require(f"train.num_ranks={train.num_ranks}", train.num_ranks * train.cpus_per_rank, train.num_ranks * float(train.use_gpu), spec)
-    if "evaluate" in stages:
-        pool = config.evaluate.pool
-        require(
-            f"evaluate.pool.replicas={pool.replicas}", pool.replicas * pool.cpus_per_replica, pool.replicas * pool.gpus_per_replica, spec
-        )
+    model_folder(config.student.model)
+    topology = topology_of(config.cluster.spec())
+    if topology is not None:  # a cluster at an address is known when it is reached, and may grow
+        check_placement(config, topology, stages)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from w2sr.artifacts import Manifest
-from w2sr.config import PipelineConfig
+from w2sr.config import PipelineConfig, load_config
+from w2sr.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,12 @@ class Run:
         """Return (name, arm, seed) of every student this run trains, in a fixed order; `name` is its folder and label."""
         arms = self.config.train.arms or self.config.curate.arm_names
         return [(f"{arm}-seed{seed}", arm, seed) for arm in arms for seed in self.config.train.seeds]
+
+
+def open_folder(folder: Path) -> Run:
+    """Return the run in `folder`, for reading. Raises UserError when it is not a run folder."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"{folder} is not a run folder (no config.yaml there); give the run_dir of a configuration, for example runs/quickstart"
+        )
+    return Run(config=load_config(folder / "config.yaml"), folder=folder, ray=nullcontext)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from w2sr.artifacts import MANIFEST, STARTED, Manifest
-from w2sr.config import PipelineConfig, load_config
-from w2sr.errors import UserError
+from w2sr.config import PipelineConfig
 from w2sr.evaluation.contestants import contestants_of
-from w2sr.run import Run
+from w2sr.run import Run, open_folder
 from w2sr.tables import num_rows, part_files
 
 
@@ -43,13 +42,8 @@ def stage_names(config: PipelineConfig, run: Run) -> list[str]:
 
 def run_status(folder: Path) -> list[StageStatus]:
     """Return the status of every expected stage of the run in `folder`."""
-    if not (folder / "config.yaml").is_file():
-        raise UserError(
-            f"{folder} is not a run folder (no config.yaml there); give the run_dir of a configuration, for example runs/quickstart"
-        )
-    config = load_config(folder / "config.yaml")
-    run = Run(config=config, folder=folder, ray=nullcontext)
-    return [_status_of(folder / name, name) for name in stage_names(config, run)]
+    run = open_folder(folder)
+    return [_status_of(folder / name, name) for name in stage_names(run.config, run)]
 
 
 def render_status(folder: Path) -> str:

@@ -72,14 +72,21 @@ def test_an_unknown_model_is_refused_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("setting", ["train.num_ranks=64", "teachers.0.pool.replicas=512", "evaluate.pool.replicas=512"])
+@pytest.mark.parametrize(
+    ("setting", "asked"),
+    [
+        ("train.num_ranks=64", "train: student"),
+        ("teachers.0.pool={min_replicas: 512, replicas: 512}", "generate: teacher weak"),
+        ("evaluate.pool.cpus_per_replica=512", "evaluate: models under evaluation"),
+    ],
+)
 def test_more_processors_than_there_are_is_refused_before_any_work(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, setting: str
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, setting: str, asked: str
 ) -> None:
     extra = ["train.global_batch_size=64", "train.micro_batch_size=1"]
     message = refused(capsys, "run", str(QUICKSTART), f"run_dir={tmp_path / 'run'}", setting, *extra)
-    assert setting in message
-    assert f"this machine has {len(os.sched_getaffinity(0))} CPU" in message
+    assert asked in message
+    assert f"There is: this machine: 0 GPUs, {len(os.sched_getaffinity(0))} CPU" in message
     assert not (tmp_path / "run").exists()
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from cluster.config import ClusterSpec
-from cluster.errors import ClusterError
 from cluster.pool import Pool
 from tests.tiny import make_tiny_model
 from w2sr.artifacts import Manifest, StageDir, file_digest
@@ -22,7 +21,6 @@ from w2sr.records import Prompt, Trace, seed_of, trace_id_of
 from w2sr.run import Run
 from w2sr.stages import generate
 from w2sr.tables import read_table, write_table
-from w2sr.teachers.generation import open_pool
 from w2sr.teachers.sink import Sink
 
 NUM_PROMPTS = 20
@@ -237,12 +235,3 @@ def test_a_model_without_a_chat_template_stops_the_run_with_the_advice(make_run:
     bare = make_tiny_model(tmp_path / "bare", chat_template=None)
     with pytest.raises(UserError, match="has no chat template; set format: plain"):
         generate.run(make_run(teachers=[{"model": str(bare)}]))
-
-
-def test_more_replicas_than_processors_are_refused(make_run: Callable[..., Run]) -> None:
-    run = make_run(teachers=[{"pool": {"replicas": 5, "cpus_per_replica": 1}}])
-    asked = r"teachers\.0\.pool: replicas=5 with cpus_per_replica=1 and gpus_per_replica=0 needs 5 CPUs; this machine has 2 CPUs"
-    teacher = run.config.teachers[0]
-    spec = generate.generator_spec(teacher.name, teacher.model, teacher.engine, teacher.style, teacher.sampling)
-    with pytest.raises(ClusterError, match=asked), open_pool(run, [("teachers.0.pool", spec, teacher.pool)]):
-        pass

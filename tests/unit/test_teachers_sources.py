@@ -18,9 +18,8 @@ def prompts_of(count: int) -> list[Prompt]:
 
 
 def trace_of(request: Request) -> Trace:
-    return Trace(
-        request.trace_id, request.prompt_id, "g", request.sample_index, "t", "stop", 1, 1, request.seed, "h", "d", "e", None, request.position
-    )
+    place = (request.trace_id, request.prompt_id, "g", request.sample_index)
+    return Trace(*place, "t", "stop", 1, 1, request.seed, "h", "d", "e", None, request.position)
 
 
 def all_tasks(source: PlannedSource) -> list[list[Request]]:
@@ -70,7 +69,9 @@ def test_a_second_run_makes_what_the_first_missed_in_the_same_batches(count: int
     assert again == [task for task in expected if task]
 
 
-def solve(plan: RequestPlan, first_right: Callable[[int], int], batch: int, stored: Sequence[Trace] = (), stop_after: int = 10**9) -> list[Trace]:
+def solve(
+    plan: RequestPlan, first_right: Callable[[int], int], batch: int, stored: Sequence[Trace] = (), stop_after: int = 10**9
+) -> list[Trace]:
     """Work a rescue source off, `stop_after` tasks at most; prompt p is right from sample first_right(p) on."""
 
     def judge(traces: Sequence[Trace]) -> list[bool]:

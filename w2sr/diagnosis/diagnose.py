@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import groupby
@@ -13,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from w2sr.artifacts import MANIFEST
-from w2sr.config import PipelineConfig, load_config
+from w2sr.config import PipelineConfig
 from w2sr.diagnosis.agreement import Comparison, Sample, answer_key
 from w2sr.diagnosis.gate import gate
 from w2sr.diagnosis.rates import CONFIDENCE, Rate
 from w2sr.diagnosis.tally import Extract, Tally, TeacherDiagnosis, extractor
 from w2sr.errors import UserError
 from w2sr.records import Prompt, Trace, Verification
-from w2sr.run import Run
+from w2sr.run import Run, open_folder
 from w2sr.tables import iter_table, read_table, write_text
 from w2sr.traces.follower import Follower
 from w2sr.traces.positions import Positions
@@ -72,15 +71,6 @@ class Diagnosis:
             "examples": found.examples,
             "gate": self.gate[found.teacher],
         }
-
-
-def open_folder(folder: Path) -> Run:
-    """Return the run in `folder`, for reading. Raises UserError when it is not a run folder."""
-    if not (folder / "config.yaml").is_file():
-        raise UserError(
-            f"{folder} is not a run folder (no config.yaml there); give the run_dir of a configuration, for example runs/quickstart"
-        )
-    return Run(config=load_config(folder / "config.yaml"), folder=folder, ray=nullcontext)
 
 
 def diagnose(folder: Path) -> Diagnosis:

@@ -35,8 +35,7 @@ def run(run: Run) -> None:
         return
     prompts = read_table(run.stage("prompts") / f"{evaluate.split}.parquet", Prompt)
     # One pool of engines and one of graders for all: starting a process costs more than loading a model.
-    wanted = [("evaluate.pool", spec, evaluate.pool) for _, spec in open_labels]
-    with open_pool(run, wanted) as pool, Grader(run.config.verify) as grader:
+    with open_pool(run, [spec for _, spec in open_labels]) as pool, Grader(run.config.verify) as grader:
         for stage, spec in open_labels:
             _evaluate(run, pool, grader, stage, spec, prompts)
 

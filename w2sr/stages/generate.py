@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from w2sr.artifacts import StageDir
 from w2sr.diagnosis.gate import gate
-from w2sr.diagnosis.tally import Tally
+from w2sr.diagnosis.tally import Tally, extractor
 from w2sr.errors import UserError
 from w2sr.grading.follow import Following
 from w2sr.grading.grade import Grader
@@ -27,9 +27,8 @@ from w2sr.traces.recovery import remove_shards
 
 @dataclass(frozen=True)
 class _Open:
-    """A teacher that is not done. `what` names its pool's setting."""
+    """A teacher that is not done."""
 
-    what: str
     teacher: TeacherConfig
     spec: GeneratorSpec
     arc: Arc
@@ -48,7 +47,7 @@ def run(run: Run) -> None:
     with ExitStack() as stack:
         rescue = any(item.teacher.until_correct for item in todo)
         grader = stack.enter_context(Grader(run.config.verify)) if rescue else None
-        pool = stack.enter_context(open_pool(run, [(item.what, item.spec, item.teacher.pool) for item in todo]))
+        pool = stack.enter_context(open_pool(run, [item.spec for item in todo]))
         watches = [_Gate(run, item.teacher.name, prompts) for item in todo]
         jobs = [_job(run, item, prompts, grader, watch) for item, watch in zip(todo, watches, strict=True)]
         for item in todo:
@@ -64,7 +63,7 @@ def run(run: Run) -> None:
 def _open_teachers(run: Run) -> list[_Open]:
     found = []
     teachers = run.config.teachers
-    for number, (teacher, arc) in enumerate(zip(teachers, arcs([teacher.share for teacher in teachers]), strict=True)):
+    for teacher, arc in zip(teachers, arcs([teacher.share for teacher in teachers]), strict=True):
         spec = generator_spec(teacher.name, teacher.model, teacher.engine, teacher.style, teacher.sampling)
         identity = {"teacher": teacher.identity(), "seed": run.config.seed, "arc": [arc.start, arc.share]}
         inputs = {"prompts": run.digest("prompts"), "model": spec.model_digest}
@@ -74,7 +73,7 @@ def _open_teachers(run: Run) -> list[_Open]:
         if stage.is_done():
             remove_shards(stage.folder)  # a kill between the manifest and their removal
         else:
-            found.append(_Open(f"teachers.{number}.pool", teacher, spec, arc, stage))
+            found.append(_Open(teacher, spec, arc, stage))
     return found
 
 
@@ -107,7 +106,7 @@ class _Gate:
         self._config = run.config.generate.gate
         self._run_dir = str(run.folder)
         self._questions = {prompt.prompt_id: prompt.question for prompt in prompts}
-        self._tally = Tally(teacher)
+        self._tally = Tally(teacher, extractor(run.config.verify.grader))
         self._judged = False
 
     def __call__(self, rows: Sequence[Trace]) -> None:

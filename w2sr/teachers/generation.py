@@ -17,8 +17,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.pool import Pool
-from cluster.session import require
-from cluster.work import Service, Task
+from cluster.work import Task
 from w2sr.config import PipelineConfig
 from w2sr.progress import Progress
 from w2sr.records import Trace
@@ -84,35 +83,23 @@ class _Tasks:
 
     def next(self, service: str) -> Task | None:
         requests = self.works[service].next()
-        return None if requests is None else Task(service, requests[0].position, requests, _halves)
+        return None if requests is None else Task(service, requests[0].position, requests, halves)
 
     def exhausted(self, service: str) -> bool:
         return self.works[service].exhausted()
 
 
 @contextmanager
-def open_pool(run: Run, wanted: Sequence[tuple[str, GeneratorSpec, PoolConfig]]) -> Iterator[Pool]:
-    """Open a pool for generators, and the run's Ray session if one of them needs it.
+def open_pool(run: Run, specs: Sequence[GeneratorSpec]) -> Iterator[Pool]:
+    """Open a pool for the generators `specs`, one after another or side by side, and the run's Ray session if one of them needs it.
 
-    `wanted` are the generators with the setting that configures their pool, for messages: "teachers.0.pool". One pool serves several
-    generators, one after another or side by side. Raises ClusterError when the machine has too few processors for a replica.
+    Whether there is room for them was checked before the run began (pipeline.preflight); a cluster at an address may grow, so there the
+    pool waits, and says for what.
     """
-    checks = [check for what, spec, pool in wanted if (check := _resource_check(run.config, what, spec, pool)) is not None]
-    for check in checks:
-        check()  # before Ray starts, which takes seconds
     with ExitStack() as stack:
-        if checks:
+        if any(not service_of(spec, PoolConfig()).in_driver for spec in specs):
             stack.enter_context(run.ray())
-        for check in checks:
-            check()  # a cluster at an address knows only now what it has
         yield stack.enter_context(Pool())
-
-
-def check_resources(config: PipelineConfig, what: str, spec: GeneratorSpec, pool: PoolConfig) -> None:
-    """Raise ClusterError when the replicas that `what` asks for cannot be had."""
-    check = _resource_check(config, what, spec, pool)
-    if check is not None:
-        check()
 
 
 def generate(pool: Pool, config: PipelineConfig, jobs: Sequence[Job]) -> list[Totals]:
@@ -191,18 +178,6 @@ def _refuse_unavailable(works: Mapping[str, _Work]) -> None:
             )
 
 
-def _halves(requests: list[Request]) -> list[list[Request]]:
+def halves(requests: list[Request]) -> list[list[Request]]:
     middle = len(requests) // 2
     return [half for half in (requests[:middle], requests[middle:]) if half]
-
-
-def _resource_check(config: PipelineConfig, what: str, spec: GeneratorSpec, pool: PoolConfig) -> Callable[[], None] | None:
-    service: Service = service_of(spec, pool)
-    if service.in_driver:
-        return None
-    cluster = config.cluster.spec()
-    # A private Ray never grows; a cluster may, and what is wanted beyond the minimum is waited for.
-    key = "replicas" if cluster.address is None else "min_replicas"
-    number = pool.replicas if cluster.address is None else pool.min_replicas
-    asked = f"{what}: {key}={number} with cpus_per_replica={service.cpus:g} and gpus_per_replica={service.gpus:g}"
-    return lambda: require(asked, number * service.cpus, number * service.gpus, cluster)

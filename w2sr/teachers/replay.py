@@ -21,7 +21,7 @@ from w2sr.tables import iter_table, read_table
 from w2sr.teachers.batches import WINDOW, plan_batches
 from w2sr.teachers.config import PoolConfig, TeacherConfig
 from w2sr.teachers.engine import GeneratorSpec, Request
-from w2sr.teachers.generation import _halves, open_pool
+from w2sr.teachers.generation import halves, open_pool
 from w2sr.teachers.models import generator_spec
 from w2sr.teachers.requests import RequestPlan, arcs
 from w2sr.teachers.services import batch_size_of, service_of
@@ -38,12 +38,11 @@ NO_PROMISE = {
 
 @dataclass(frozen=True)
 class Original:
-    """A stored trace and what it was made from. `requests` are the task it was made in; `what` names its pool's setting."""
+    """A stored trace and what it was made from. `requests` are the task it was made in."""
 
     trace: Trace
     spec: GeneratorSpec
     pool: PoolConfig
-    what: str
     requests: list[Request]
 
     def changes(self) -> list[str]:
@@ -63,24 +62,24 @@ def original_of(run: Run, trace: Trace, stage: str) -> Original:
     """
     kind, *names = stage.split("/")
     if kind == "generate":
-        spec, plan, pool, what = _of_teacher(run, names[0])
+        spec, plan, pool = _of_teacher(run, names[0])
     else:
-        spec, plan, pool, what = _of_contestant(run, *names)
+        spec, plan, pool = _of_contestant(run, *names)
     asked = 0 <= trace.position < plan.num_positions and plan.trace_id_at(trace.position) == trace.trace_id
     if not asked:
         raise UserError(
             f"trace {trace.trace_id} is not what {run.folder / 'config.yaml'} and the prompts there ask of {spec.name} at position "
             f"{trace.position}; they were changed after it was made, so it cannot be made again"
         )
-    return Original(trace, spec, pool, what, _task_of(run.stage(stage), plan, trace, spec, _is_rescue(run, stage)))
+    return Original(trace, spec, pool, _task_of(run.stage(stage), plan, trace, spec, _is_rescue(run, stage)))
 
 
 def make_again(run: Run, original: Original) -> Trace:
     """Make the trace again, on one replica with the resources of its pool. Raises UserError when it cannot be made now."""
     pool = original.pool.model_copy(update={"replicas": 1, "min_replicas": 1})
     service = service_of(original.spec, pool)
-    task = Task(service.name, original.requests[0].position, original.requests, _halves)
-    with open_pool(run, [(original.what, original.spec, pool)]) as opened:
+    task = Task(service.name, original.requests[0].position, original.requests, halves)
+    with open_pool(run, [original.spec]) as opened:
         for outcome in opened.run([service], _One(task)):
             ids = [request.trace_id for request in outcome.task.payload]
             if original.trace.trace_id not in ids:
@@ -149,7 +148,7 @@ class _One:
         return self._task is None
 
 
-def _of_teacher(run: Run, name: str) -> tuple[GeneratorSpec, RequestPlan, PoolConfig, str]:
+def _of_teacher(run: Run, name: str) -> tuple[GeneratorSpec, RequestPlan, PoolConfig]:
     teachers = run.config.teachers
     number = next((number for number, teacher in enumerate(teachers) if teacher.name == name), None)
     if number is None:
@@ -159,17 +158,17 @@ def _of_teacher(run: Run, name: str) -> tuple[GeneratorSpec, RequestPlan, PoolCo
     prompts = read_table(run.stage("prompts") / "train.parquet", Prompt)
     arc = arcs([each.share for each in teachers])[number]
     plan = RequestPlan(teacher.name, prompts, teacher.samples_per_prompt, run.config.seed, arc)
-    return spec, plan, teacher.pool, f"teachers.{number}.pool"
+    return spec, plan, teacher.pool
 
 
-def _of_contestant(run: Run, split: str, label: str) -> tuple[GeneratorSpec, RequestPlan, PoolConfig, str]:
+def _of_contestant(run: Run, split: str, label: str) -> tuple[GeneratorSpec, RequestPlan, PoolConfig]:
     evaluate = run.config.evaluate
     contestant = next((each for each in contestants_of(run) if each.label == label), None)
     if contestant is None:
         raise UserError(f"{run.folder / 'config.yaml'} compares no {label!r} any more; its traces cannot be made again")
     spec = generator_spec(label, contestant.model, contestant.engine, contestant.style, evaluate.sampling)
     prompts = read_table(run.stage("prompts") / f"{split}.parquet", Prompt)
-    return spec, RequestPlan(label, prompts, evaluate.samples_per_prompt, run.config.seed), evaluate.pool, "evaluate.pool"
+    return spec, RequestPlan(label, prompts, evaluate.samples_per_prompt, run.config.seed), evaluate.pool
 
 
 def _is_rescue(run: Run, stage: str) -> bool:

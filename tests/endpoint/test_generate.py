@@ -36,6 +36,7 @@ def generate(folder: Path, url: str, **engine: object) -> int:
         f"teachers.0.sampling={sampling}",
         "teachers.0.samples_per_prompt=1",
         "generate.flush_interval_s=0.1",
+        "generate.drain_timeout_s=2",
     ]
     stages = ["prompts", "generate"] if not (folder / "prompts").exists() else ["generate"]
     return max(main([stage, QUICKSTART, *overrides]) for stage in stages)

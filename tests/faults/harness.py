@@ -19,7 +19,7 @@ from typing import Any
 from tests.faults.schedules import Event, Schedule
 from tests.faults.work import REFUSED
 
-NODE = {"num_cpus": 10, "object_store_memory": 80 << 20, "include_log_monitor": False}
+NODE = {"num_cpus": 16, "object_store_memory": 80 << 20, "include_log_monitor": False}
 # A driver that is not done by then hangs.
 HANGS_AFTER_S = 150.0
 

@@ -23,9 +23,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What goes wrong: poisoned positions by teacher, slow traces, and for each driver, one after another, what happens to it."""
+    """Who works (both teachers share a pool), and what goes wrong: poisoned positions by teacher, slow traces, and for each driver, one
+    after another, what happens to it.
+    """
 
     seed: int
+    teachers: tuple[str, ...]
     poison: dict[str, dict[int, str]]
     slow: tuple[tuple[str, int], ...]
     drivers: tuple[tuple[Event, ...], ...]
@@ -34,14 +37,15 @@ class Schedule:
 def schedule_of(seed: int) -> Schedule:
     """Return the schedule of a seed. About one in nine loses a node, one in three has a poisoned prompt."""
     rng = random.Random(seed)
+    teachers = rng.choice((TEACHERS, TEACHERS[:1], TEACHERS[1:]))
     positions = NUM_PROMPTS * SAMPLES
-    poison: dict[str, dict[int, str]] = {teacher: {} for teacher in TEACHERS}
+    poison: dict[str, dict[int, str]] = {teacher: {} for teacher in teachers}
     for _ in range(rng.choice((0, 0, 0, 0, 1, 1, 2))):
-        teacher = rng.choice(TEACHERS)
+        teacher = rng.choice(teachers)
         poison[teacher][rng.randrange(positions)] = rng.choice(("kill", "exit", "raise"))
-    if rng.random() < 0.04:
+    if "single" in teachers and rng.random() < 0.04:
         poison["single"][rng.randrange(positions)] = "hang"
-    slow = tuple((rng.choice(TEACHERS), rng.randrange(positions)) for _ in range(rng.choice((0, 1, 2))))
+    slow = tuple((rng.choice(teachers), rng.randrange(positions)) for _ in range(rng.choice((0, 1, 2))))
     drivers = []
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
         kinds = rng.choices(("actor", "node", "driver", "sigterm"), weights=(60, 7, 25, 8), k=rng.choice((1, 1, 2, 3)))
@@ -50,4 +54,4 @@ def schedule_of(seed: int) -> Schedule:
                 kinds = kinds[: place + 1]
                 break
         drivers.append(tuple(Event(kind, rng.uniform(0.0, 0.5)) for kind in kinds))
-    return Schedule(seed, poison, slow, tuple(drivers))
+    return Schedule(seed, teachers, poison, slow, tuple(drivers))

@@ -22,7 +22,7 @@ from w2sr.traces.shards import shard_files
 ONE = os.environ.get("W2SR_SCHEDULE_SEED")
 NUM_SCHEDULES = int(os.environ.get("W2SR_SCHEDULES", "200"))
 BATCHES = 10
-AT_ONCE = 4
+AT_ONCE = int(os.environ.get("W2SR_AT_ONCE", "4"))
 MOST_DRIVERS = 8
 
 Rows = dict[str, list[Trace]]
@@ -37,14 +37,14 @@ def run_trial(schedule: Schedule, folder: Path, machines: Machines, drivers: Dri
     folder.mkdir()
     slow = [asked_ids(teacher)[position] for teacher, position in schedule.slow]
     hangs = any("hang" in kinds.values() for kinds in schedule.poison.values())
-    plan = {"poison": schedule.poison, "slow": slow, "task_timeout_s": 5.0 if hangs else None}
+    plan = {"teachers": schedule.teachers, "poison": schedule.poison, "slow": slow, "task_timeout_s": 5.0 if hangs else None}
     (folder / "plan.json").write_text(json.dumps(plan))
     prepare(folder)
     trial = Trial(schedule, folder, machines, drivers)
-    kept: dict[str, set[int]] = {teacher: set() for teacher in TEACHERS}
+    kept: dict[str, set[int]] = {teacher: set() for teacher in schedule.teachers}
     for number in range(MOST_DRIVERS):
         done = trial.run_driver(number)
-        for teacher in TEACHERS:
+        for teacher in schedule.teachers:
             store = folder / "run" / "generate" / teacher
             paths = part_files(store) if (store / "manifest.json").exists() else shard_files(store)
             there = [trace.position for path in paths for trace in read_table(path, Trace)]
@@ -60,7 +60,7 @@ def run_trial(schedule: Schedule, folder: Path, machines: Machines, drivers: Dri
 
 def check(trial: Trial, calm: Rows) -> None:
     """Every id once; contents as in the calm run; exactly the poisoned are quarantined, with a reason."""
-    for teacher in TEACHERS:
+    for teacher in trial.schedule.teachers:
         rows = read_table(trial.folder / "run" / "generate" / teacher, Trace)
         assert [row.trace_id for row in rows] == asked_ids(teacher), f"{teacher}: ids"
         poisoned = trial.schedule.poison[teacher]
@@ -83,7 +83,7 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def calm(arena: Path, machines: Machines, drivers: Drivers) -> Rows:
-    trial = run_trial(Schedule(-1, {teacher: {} for teacher in TEACHERS}, (), ()), arena / "calm", machines, drivers)
+    trial = run_trial(Schedule(-1, TEACHERS, {teacher: {} for teacher in TEACHERS}, (), ()), arena / "calm", machines, drivers)
     assert trial.happened == ["driver 0 ended with 0"]
     rows = {teacher: read_table(trial.folder / "run" / "generate" / teacher, Trace) for teacher in TEACHERS}
     assert all(any(row.finish_reason == "error" for row in found) and len(found) == NUM_PROMPTS * SAMPLES for found in rows.values())

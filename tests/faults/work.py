@@ -17,18 +17,16 @@ REFUSED = 3
 
 
 def config_of(folder: Path, address: str) -> PipelineConfig:
-    """Return two teachers, one in batches and one with continuous batching, two replicas each."""
+    """Return the plan's teachers: "batch" decodes batches of four, "single" has six requests in flight; two replicas each."""
     model = str(folder / "model")
-    timeout_s = json.loads((folder / "plan.json").read_text())["task_timeout_s"]
-    pool = {"replicas": 2, "cpus_per_replica": 1, "start_timeout_s": 120, "task_timeout_s": timeout_s}
+    plan = json.loads((folder / "plan.json").read_text())
+    pool = {"replicas": 2, "cpus_per_replica": 1, "start_timeout_s": 120, "task_timeout_s": plan["task_timeout_s"]}
     common = {"model": model, "sampling": {"max_new_tokens": 8}, "samples_per_prompt": SAMPLES, "pool": pool}
+    engines = {"batch": {"kind": "hf", "batch_size": 4}, "single": {"kind": "vllm", "max_in_flight": 6}}
     values: dict[str, Any] = {
         "run_dir": str(folder / "run"),
         "prompts": {"source": {"kind": "file", "path": "x.jsonl"}, "num_train": NUM_PROMPTS, "num_test": 1},
-        "teachers": [
-            {"name": "batch", "engine": {"kind": "hf", "batch_size": 4}, **common},
-            {"name": "single", "engine": {"kind": "vllm", "max_in_flight": 6}, **common},
-        ],
+        "teachers": [{"name": name, "engine": engines[name], **common} for name in plan["teachers"]],
         "generate": {"flush_interval_s": 0.1, "drain_timeout_s": 5, "gate": {"min_format_valid": 0, "max_loops": 1}},
         "student": {"model": model},
         "verify": {"grader": "exact"},

@@ -19,7 +19,6 @@ from w2sr.schema import PLACEMENT, StrictModel
 from w2sr.teachers.config import GenerateConfig, TeacherConfig
 from w2sr.training.config import StudentConfig, TrainConfig
 
-
 # A discriminated union puts its tag into the location of a problem; it is no key of the file.
 _TAGS = ("reasoning_gym", "file", "hub", "hf", "vllm", "openai", "recorded")
 

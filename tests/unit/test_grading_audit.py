@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from w2sr.grading.audit import choose, estimate, form_name, numerically_equal, second_opinions, shares
@@ -42,6 +42,7 @@ def test_nothing_is_sampled_when_nothing_is_asked_for() -> None:
     assert sum(len(sample) for sample in choose(rows(), 0)[0].values()) == 0
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=3), st.integers(1, 1000), min_size=1, max_size=6), st.integers(0, 300))
 def test_shares_sum_to_the_total_and_exceed_no_stratum(sizes: dict[str, int], total: int) -> None:
     found = shares(sizes, total)

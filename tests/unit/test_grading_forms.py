@@ -5,7 +5,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from w2sr.grading.algebra import Exact, Numeric, Unreadable, agree, constant_of, equal
@@ -212,6 +212,7 @@ def computed(tree: object) -> Fraction:
     return operations[sign](computed(left), computed(right))
 
 
+@settings(deadline=None)
 @given(TREES)
 def test_arithmetic_agrees_with_that_of_python(tree: object) -> None:
     try:
@@ -231,6 +232,7 @@ def test_arithmetic_agrees_with_that_of_python(tree: object) -> None:
 SURDS = st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 50), st.sampled_from(["", r"\pi", "x", "i"])), min_size=1, max_size=4)
 
 
+@settings(deadline=None)
 @given(SURDS, SURDS)
 def test_sums_of_roots_are_equal_exactly_when_their_values_are(one: list[tuple[int, int, str]], other: list[tuple[int, int, str]]) -> None:
     texts = ["+".join(rf"({factor})\sqrt{{{root}}}{letter}" for factor, root, letter in terms) for terms in (one, other)]
@@ -240,6 +242,7 @@ def test_sums_of_roots_are_equal_exactly_when_their_values_are(one: list[tuple[i
     assert exact == numeric
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_any_text_can_be_read_or_refused(one: str, other: str) -> None:
     assert outcome(one, one) in ("match", None)
@@ -249,6 +252,7 @@ def test_any_text_can_be_read_or_refused(one: str, other: str) -> None:
 ALPHABET = r"\frac{}sqrt()[]^_+-*/=<>,.;0123456789xyi% \pm\cup\text\infty&!|"
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=ALPHABET, max_size=80))
 def test_math_like_noise_can_be_read_or_refused(text: str) -> None:
     form = form_of(text)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -58,6 +58,7 @@ def test_an_answer_that_cannot_be_compared_with_the_winner_is_undecided_not_wron
     assert election.judgement("6") == ("incorrect", "minority")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=12))
 def test_the_winner_has_more_votes_than_any_other(votes: list[int]) -> None:
     election = elect(*map(str, votes))

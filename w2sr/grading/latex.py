@@ -162,7 +162,7 @@ def _unit(phrase: str, exponent: str, plain: bool) -> str | None:
     per = [word for word in words if word != "per"] if len(words) == 3 and words[1] == "per" else words
     if NO_UNITS & {word for number, word in enumerate(per) if word != "of" or number == 0}:  # "pieces of paper" is a unit
         return None
-    if plain and not all(word in SHORT_UNITS or (len(word) > 3 and set(word) & set("aeiou")) for word in per):
+    if plain and not all(word in SHORT_UNITS or word == "of" or (len(word) > 3 and set(word) & set("aeiou")) for word in per):
         return None
     for square, power in (("square", "2"), ("sq", "2"), ("cubic", "3"), ("cu", "3")):
         if words[0] == square and len(words) > 1:

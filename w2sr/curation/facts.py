@@ -38,8 +38,8 @@ class Facts:
 
     `rank` orders rows by seed; `outcome` is "correct", "wrong", "gold" or why there is nothing to judge ("truncated", "no_answer", ...);
     `defect` is why the row is unfit, or 0; `tokens` counts the supervised tokens (text and end), `prefix` those before them; `answer` is a
-    hash of the final answer, 0 without one; `reasoning` words of reflection in a hundred. `signature` [rows, 128] is there only when texts
-    are compared.
+    hash of the final answer, 0 without one; `reasoning` words of reflection in a hundred. `text`, a hash, and `signature` [rows, 128] are
+    there while texts are compared.
     """
 
     num_rows: int
@@ -70,11 +70,6 @@ class Facts:
         """Return which rows come from one of these sources."""
         found: Bools = np.isin(self.source, [number for number, name in enumerate(self.sources) if name in names])
         return found
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all arrays."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
 
 
 def rank_of(seed: int, row_id: str) -> int:

@@ -78,6 +78,9 @@ class Scanner:
                 self.advance(len(table))
         assert start == facts.num_rows, f"the pool has {start} rows, its files announce {facts.num_rows}"
         self._mark_repeats(facts)
+        facts.text = np.zeros(0, np.uint64)
+        if not any(arm.order == "diverse" for arm in self.config.arms):
+            facts.signature = np.zeros((0, duplicates.NUM_MINIMA), np.uint8)
         return facts
 
     def _judge_prompts(self, facts: Facts) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]:

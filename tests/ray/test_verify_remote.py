@@ -26,5 +26,5 @@ def test_replicas_give_the_verdicts_that_local_processes_give(tmp_path: Path, ra
 def test_a_users_mistake_ends_the_run_with_its_message(tmp_path: Path, ray_cluster: ClusterSpec) -> None:
     assert ray_cluster.num_cpus == 2
     run = generate(run_in(tmp_path, grader="reasoning_gym", where="ray", workers=1))
-    with pytest.raises((UserError, ClusterError), match="use verify.grader"):
+    with pytest.raises((UserError, ClusterError), match=r"use verify\.grader"):
         verify.run(run)

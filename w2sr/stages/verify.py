@@ -13,7 +13,6 @@ from cluster.pool import Pool
 from w2sr.artifacts import StageDir
 from w2sr.grading.audit import AUDIT, audit
 from w2sr.grading.config import VerifyConfig
-from w2sr.grading.follow import Following
 from w2sr.grading.grade import Grader, verification
 from w2sr.grading.judge import ask_judge
 from w2sr.grading.majority import ballots_of, count_votes
@@ -47,12 +46,6 @@ def subject_of(run: Run, name: str, num_prompts: int) -> Subject:
     """Return where the traces and the verdicts of teacher `name` are, of which there are samples for `num_prompts` prompts."""
     [teacher] = [teacher for teacher in run.config.teachers if teacher.name == name]
     return Subject(name, run.stage("generate", name), run.stage("verify", name), num_prompts * teacher.samples_per_prompt)
-
-
-def following(run: Run, names: Sequence[str], prompts: Sequence[Prompt]) -> Following:
-    """Return a context in which the traces of teachers `names` are judged while they are made; their generate stages have begun."""
-    subjects = [subject_of(run, name, len(prompts)) for name in names]
-    return Following(subjects, prompts, run.digest("prompts"), run.config.verify, run.config.generate.flush_interval_s)
 
 
 def run(run: Run) -> None:

@@ -39,7 +39,8 @@ def example(number: int, text: str = HOSTILE, question: str = "2 + 3?", **change
 
 def run_with(folder: Path, arm: list[Example], **student: Any) -> Run:
     """Write a run whose curate stage made the arm `all` of these rows."""
-    config = config_of(folder, title="A | title", student={"model": "lab:student", "style": STYLE, **student})
+    source = {"kind": "file", "path": "/home/ada/prompts.jsonl"}
+    config = config_of(folder, title="A | title", student={"model": "lab:student", "style": STYLE, **student}, prompts={"source": source})
     run = Run(config=config, folder=folder, ray=contextlib.nullcontext)
     write_text(folder / "config.yaml", dump_config(config))
     finish_stage(run, "generate/small", {}, {"traces": 60})
@@ -115,6 +116,8 @@ def test_the_card_names_teachers_counts_filters_contamination_and_seed(tmp_path:
     for words in ("| small | lab:teacher | apache-2.0 | hf |", "| − loop | 59 |", "| kept in the arm | 1 |", "Run seed 0"):
         assert words in text
     assert "2 training prompts and 5 traces" in text
+    assert "path: prompts.jsonl" in text
+    assert "/home/ada" not in text
     assert "| test | 120 | 2 |" in text
     assert json.loads((tmp_path / "out" / "dataset_info.json").read_text())["out"]["file_name"] == "data/train.jsonl"
 

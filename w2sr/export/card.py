@@ -125,8 +125,17 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
+def _public(value: Any) -> Any:
+    """Return `value` with absolute paths cut to their names: a card goes to strangers."""
+    if isinstance(value, dict):
+        return {key: _public(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) and "\n" not in value else value
+
+
 def _fenced(value: dict[str, Any]) -> str:
-    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump(_public(value), sort_keys=False, allow_unicode=True, width=100)
     fence = "`" * max(3, 1 + max((len(run) for run in text.replace("\n", " ").split(" ") if set(run) == {"`"}), default=0))
     fence = fence if fence not in text else "`" * (text.count("`") + 3)
     return f"{fence}yaml\n{text}{fence}"

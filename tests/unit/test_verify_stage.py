@@ -195,6 +195,27 @@ def test_early_verdicts_of_another_grader_are_thrown_away(tmp_path: Path) -> Non
     assert Manifest.load(run.stage("verify", "one")).counts["traces"] == 24
 
 
+def test_finished_verdicts_are_not_touched_when_traces_are_made_again(tmp_path: Path) -> None:
+    run = only_teacher_one(generate(run_in(tmp_path)))
+    verify.run(run)
+    before = sorted(path.name for path in run.stage("verify", "one").iterdir())
+    for path in run.stage("generate", "one").iterdir():
+        path.unlink()
+    stage = begin_generate(run, "one")
+    subject = verify.subject_of(run, "one", NUM_PROMPTS)
+    with (
+        TraceStore.open(stage.folder, Trace, NUM_PROMPTS * SAMPLES, flush_interval_s=0.01) as store,
+        Following([subject], prompts(), run.digest("prompts"), run.config.verify, interval_s=0.01) as following,
+    ):
+        store.append([trace_of("one", 0, 0)])
+        time.sleep(0.3)
+        stage.finish({"traces": 1, "failed": 0}, store.finish())
+    assert following.num_judged == 0
+    assert sorted(path.name for path in run.stage("verify", "one").iterdir()) == before
+    with pytest.raises(UserError, match="generate/one changed since"):
+        verify.run(run)
+
+
 def test_a_fault_of_the_follower_is_left_to_the_stage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = only_teacher_one(run_in(tmp_path, grader="reasoning_gym"))
     store = begin_early(run)

@@ -56,6 +56,8 @@ class Following:
             grader = stack.enter_context(Grader(self._config))
             open_subjects = []
             for subject in self._subjects:
+                if subject.has_begun:
+                    continue  # verdicts on other traces, which were removed since: the stage will say so
                 origin = subject.origin(self._config, self._prompts_digest)
                 store = stack.enter_context(subject.open_early(origin, self._interval_s))
                 open_subjects.append((store, subject.unjudged(store)))

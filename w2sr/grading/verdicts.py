@@ -36,6 +36,11 @@ class Subject:
     verdicts: Path
     limit: int
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the verify stage has begun here, and so the traces it was begun with were complete."""
+        return (self.verdicts / STARTED).exists()
+
     def origin(self, config: VerifyConfig, prompts_digest: str) -> str:
         """Return the digest of what decides the verdicts. The generate stage's first attempt stands for traces that are not complete."""
         started = json.loads((self.traces / STARTED).read_text(encoding="utf-8"))
@@ -43,6 +48,7 @@ class Subject:
 
     def open_early(self, origin: str, flush_interval_s: float) -> TraceStore[Verification]:
         """Open the store before the stage has begun. Verdicts of another origin are removed."""
+        assert not self.has_begun, "these verdicts belong to a stage"
         self.discard_unless(origin)
         self.verdicts.mkdir(parents=True, exist_ok=True)
         write_text(self.verdicts / EARLY, json.dumps({"origin": origin}) + "\n")
@@ -51,7 +57,7 @@ class Subject:
     def discard_unless(self, origin: str) -> None:
         """Remove early verdicts that belong to something else. Nothing happens in a folder that was begun as a stage."""
         early = self.verdicts / EARLY
-        if (self.verdicts / STARTED).exists() or not self.verdicts.is_dir():
+        if self.has_begun or not self.verdicts.is_dir():
             return
         if not early.exists() or json.loads(early.read_text(encoding="utf-8")) != {"origin": origin}:
             remove_shards(self.verdicts)

@@ -64,18 +64,26 @@ class MetricsLog:
 
     def __init__(self, folder: Path, first_step: int | None = None) -> None:
         """Open both for appending. `first_step`: events from there on belong to an attempt that was cut short, and are hidden."""
-        from torch.utils.tensorboard import SummaryWriter
+        # TensorBoard's own writer: torch's would make a driver that has no other use for torch import it.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._board = SummaryWriter(log_dir=str(folder), purge_step=first_step)
+        self._board = EventFileWriter(str(folder))
+        if first_step is not None:
+            self._board.add_event(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write one row: `values` at `step`."""
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        now = time.time()
+        self._file.write(json.dumps({"step": step, "time": round(now, 3), **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._board.add_event(Event(wall_time=now, step=step, summary=Summary(value=scalars)))
 
     def close(self) -> None:
         """Flush both."""

@@ -23,6 +23,7 @@ from w2sr.records import Prompt, Trace
 from w2sr.run import Run
 from w2sr.stages import generate
 from w2sr.tables import read_table, write_table
+from w2sr.teachers.orphans import MARK
 from w2sr.teachers.rows import load_tokenizer
 from w2sr.teachers.sink import Sink
 
@@ -97,12 +98,13 @@ def traces_of(run: Run) -> list[Trace]:
     return traces
 
 
-def engine_processes(kind: str) -> list[int]:
-    """Return the processes that call themselves VLLM::<kind>; here all of them are ours."""
+def engine_processes(kind: str, actor: int) -> list[int]:
+    """Return the processes of the actor's engine that call themselves VLLM::<kind>."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(f"VLLM::{kind}".encode()):
+            is_engine = (folder / "cmdline").read_bytes().startswith(f"VLLM::{kind}".encode())
+            if is_engine and f"{MARK}={actor}-".encode() in (folder / "environ").read_bytes():
                 found.append(int(folder.name))
     return found
 
@@ -159,8 +161,10 @@ def test_an_engine_that_dies_in_mid_work_is_replaced_and_nothing_is_missing(
 
     def killing(self: Sink, outcome: Outcome) -> Sequence[Trace]:
         if not killed:
-            killed.extend([*engine_processes("EngineCore"), *pool.pids])
-            os.kill(killed[0], signal.SIGKILL)
+            (actor,) = pool.pids
+            (engine,) = engine_processes("EngineCore", actor)
+            killed.append(actor)
+            os.kill(engine, signal.SIGKILL)
         return take(self, outcome)
 
     monkeypatch.setattr(Sink, "take", killing)
@@ -169,13 +173,10 @@ def test_an_engine_that_dies_in_mid_work_is_replaced_and_nothing_is_missing(
     traces = traces_of(run)
     assert len(traces) == SAMPLES * len(QUESTIONS)
     assert all(trace.text for trace in traces), "no trace is an error"
-    engine, actor = killed
-    assert pool.pids != [actor], "the actor of the dead engine has gone too"
+    assert pool.pids != killed, "the actor of the dead engine has gone too"
     (status,) = pool.status()
     assert status.deaths == 1
-    wait_until(
-        lambda: engine not in engine_processes("EngineCore") and len(engine_processes("Worker")) == 1, "a dead engine's worker is there"
-    )
+    wait_until(lambda: not engine_processes("", killed[0]), "processes of the dead engine are still there")
 
 
 def test_numbers_that_are_not_finite_are_recorded_and_a_killed_actor_leaves_no_engine(
@@ -200,9 +201,10 @@ def test_numbers_that_are_not_finite_are_recorded_and_a_killed_actor_leaves_no_e
     run = make_run(model, ["4", "5", "6"], "after")
     generate.run(run)
     assert all(trace.text for trace in traces_of(run))
-    assert engine_processes("EngineCore")
-    os.kill(pool.pids[0], signal.SIGKILL)
-    wait_until(lambda: not engine_processes(""), "vLLM's processes outlive their actor")
+    (actor,) = pool.pids
+    assert engine_processes("EngineCore", actor)
+    os.kill(actor, signal.SIGKILL)
+    wait_until(lambda: not engine_processes("", actor), "vLLM's processes outlive their actor")
 
 
 def test_an_engine_that_cannot_start_says_why(make_run: Callable[..., Run], smollm2: Path) -> None:

@@ -193,6 +193,18 @@ def test_files_that_are_missing_or_do_not_fit_are_refused(run: Run, tmp_path: Pa
         curate.run(run_in(run.folder, curate={"arms": ["all"]} | settings))
 
 
+@pytest.mark.parametrize("stage", ["generate", "verify"])
+@pytest.mark.parametrize("place", [6, -40])
+def test_a_damaged_part_is_named(run: Run, stage: str, place: int) -> None:
+    part = run.stage(stage, "one") / "part-00000.parquet"
+    content = bytearray(part.read_bytes())
+    content[place] ^= 0xFF
+    part.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{stage}/one/part-00000.parquet is not a readable Parquet file .* to make it again"):
+        curate.run(run)
+    assert not (run.stage("curate") / "stage.json").exists()
+
+
 def test_curate_needs_the_verdicts(run: Run) -> None:
     (run.stage("verify", "two") / "manifest.json").unlink()
     with pytest.raises(UserError, match="run that stage first"):

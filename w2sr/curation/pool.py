@@ -6,6 +6,7 @@ It is read twice, and nothing but compact facts (facts.py) is held in between: m
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,7 +72,7 @@ class TeacherSource:
     @property
     def num_rows(self) -> int:
         """Rows by the files' own metadata."""
-        return sum(int(pq.read_metadata(part).num_rows) for part in part_files(self.traces))
+        return sum(_num_rows(part) for part in part_files(self.traces))
 
     def batches(self) -> Iterator[pa.Table]:
         """Yield traces beside their verdicts."""
@@ -141,21 +142,34 @@ def _empty(columns: Sequence[str]) -> pa.Table:
     return pa.table({name: pa.array([], pa.string()) for name in columns})
 
 
+def _num_rows(part: Path) -> int:
+    with _readable(part):
+        return int(pq.read_metadata(part).num_rows)
+
+
+@contextmanager
+def _readable(part: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a damaged column name
+        what = " ".join(str(error).split())
+        raise UserError(
+            f"{part} is not a readable Parquet file ({what}); it was damaged from outside: remove {part.parent} to make it again"
+        ) from error
+
+
 def _read(path: Path, columns: list[str]) -> Iterator[pa.Table]:
     """Yield tables of exactly BATCH_ROWS rows (the last may be shorter), whatever the sizes of the files behind `path`."""
     waiting: list[Any] = []
     num_waiting = 0
     for part in part_files(path):
-        try:
-            with pq.ParquetFile(part, page_checksum_verification=True) as file:
-                for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-                    waiting.append(pa.Table.from_batches([batch]).select(columns))
-                    num_waiting += len(batch)
-                    while num_waiting >= BATCH_ROWS:
-                        whole = pa.concat_tables(waiting)
-                        yield whole.slice(0, BATCH_ROWS).combine_chunks()
-                        waiting, num_waiting = [whole.slice(BATCH_ROWS)], num_waiting - BATCH_ROWS
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{part} is not a readable Parquet file ({error}); remove it and run the same command again") from error
+        with _readable(part), pq.ParquetFile(part, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+                waiting.append(pa.Table.from_batches([batch]).select(columns))
+                num_waiting += len(batch)
+                while num_waiting >= BATCH_ROWS:
+                    whole = pa.concat_tables(waiting)
+                    yield whole.slice(0, BATCH_ROWS).combine_chunks()
+                    waiting, num_waiting = [whole.slice(BATCH_ROWS)], num_waiting - BATCH_ROWS
     if num_waiting:
         yield pa.concat_tables(waiting).combine_chunks()

@@ -32,6 +32,8 @@ class Guard:
             start_new_session=True,
         )
         os.environ[MARK] = self._mark
+        # Processes that give themselves a title with setproctitle, as vLLM's do, write it over their environment unless told not to.
+        os.environ["SPT_NOENV"] = "1"
 
     def close(self) -> None:
         """End the marked processes now, and the guard."""

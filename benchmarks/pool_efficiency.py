@@ -60,10 +60,9 @@ def main() -> None:
                 ratios.append(rate / group)
                 own.append(rate / sum(tokens / seconds for tokens, seconds in by_engine))
                 print(f"alone {group:.0f} tokens/s, pool {rate:.0f}: ratio {ratios[-1]:.4f}; to own rates {own[-1]:.4f}", flush=True)
-    replicas = "threads" if args.threads else "Ray actors"
-    print(
-        f"{args.engine}, {args.replicas} {replicas}, {len(payloads)} tasks: pool / engines alone = {spread(ratios)}; to the sum of own rates {spread(own)}"
-    )
+    replicas = f"{args.replicas} {'threads' if args.threads else 'Ray actors'}"
+    print(f"{args.engine}, {replicas}, {len(payloads)} tasks: pool / engines alone = {spread(ratios)};", end=" ")
+    print(f"to the sum of own rates {spread(own)}")
 
 
 @dataclass

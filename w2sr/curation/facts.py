@@ -1,4 +1,4 @@
-"""What is remembered of every row of the pool between the two passes: numbers only, about 40 bytes a row.
+"""What is remembered of every row of the pool between the two passes: numbers only, 47 bytes a row.
 
 Texts are compared by hashes of 64 bits: among a million rows two different texts fall together with a chance of 1 in 37 million.
 """

@@ -10,7 +10,11 @@ import pytest
 
 from tests.unit.report_fake import fake_run
 from w2sr.curation.ledger import contaminated_ids
+from w2sr.grading.audit import AUDIT
 from w2sr.records import Verification
+from w2sr.reporting.html import render_html
+from w2sr.reporting.markdown import render_markdown
+from w2sr.reporting.report import collect
 from w2sr.run import Run
 from w2sr.stages import report
 from w2sr.tables import iter_table, write_text
@@ -90,3 +94,28 @@ def test_a_run_without_a_ledger_has_a_report_without_the_section(tmp_path: Path)
     assert found(run) is None
     assert contaminated_ids(run, "test") == frozenset()
     assert "Contamination" not in (tmp_path / "report.md").read_text()
+
+
+def test_the_audit_of_the_verdicts_is_in_the_report(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    estimate = {"population": 25, "checked": 20, "no_opinion": 5, "disagreements": 1, "rate": 0.05, "low": 0.0013, "high": 0.2487}
+    nothing = {"population": 1, "checked": 0, "no_opinion": 1, "disagreements": 0, "rate": None, "low": 0.0, "high": 1.0}
+    estimates = {"false_positive": estimate, "false_negative": estimate, "right_but_unverifiable": nothing}
+    write_text(run.stage("verify", "small") / AUDIT, json.dumps({"estimates": estimates, "cases": []}))
+    found = collect(run)
+    for page in (render_html(found), render_markdown(found)):
+        assert "1 of 20" in page
+        assert "5.0 %" in page
+    assert found.as_json()["audits"]["small"]["estimates"]["false_positive"]["checked"] == 20
+
+
+def test_without_a_teacher_that_can_be_asked_the_report_compares_with_the_base(tmp_path: Path) -> None:
+    people = {"name": "people", "engine": {"kind": "recorded", "path": "traces.jsonl"}}
+    found = collect(fake_run(tmp_path, teachers=[people]))
+    assert found.comparison.teacher is None
+    assert "for its teacher" not in found.headline
+    assert "for the untuned base" in found.headline
+    for page in (render_html(found), render_markdown(found)):
+        assert "vs Base" in page
+        assert "vs Teacher" not in page
+    assert {sample.case for sample in found.samples} <= {"the student is right", "the student is wrong"}

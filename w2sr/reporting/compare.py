@@ -48,7 +48,10 @@ class SeedRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything measured on one split. `teacher` is the key of the teacher that others are compared with: the best scoring one."""
+    """Everything measured on one split. `teacher` is the key of the teacher that others are compared with: the best scoring one.
+
+    It is None when no teacher can be asked (recorded traces).
+    """
 
     split: str
     num_problems: int
@@ -56,7 +59,7 @@ class Comparison:
     pass_k: list[int]
     confidence: float
     bootstrap_samples: int
-    teacher: str
+    teacher: str | None
     ceiling: str | None
     rows: list[Row]
     seeds: list[SeedRow]
@@ -102,7 +105,8 @@ def compare(run: Run) -> Comparison:
     columns = {f"{key}:{figure}": column for key, figures in of_row.items() for figure, column in figures.items()}
     columns |= {f"{label}:student": figures["avg"] for label, figures in values.items()}
     bootstrap = Bootstrap(columns, evaluate.bootstrap_samples, evaluate.confidence, run.config.seed)
-    compared = _Compared(bootstrap, max(teachers, key=lambda key: bootstrap.value(f"{key}:avg")), ceiling, "base-cot" in members)
+    best_teacher = max(teachers, key=lambda key: bootstrap.value(f"{key}:avg"), default=None)
+    compared = _Compared(bootstrap, best_teacher, ceiling, "base-cot" in members)
     return Comparison(
         split=evaluate.split,
         num_problems=len(prompt_ids),
@@ -122,7 +126,7 @@ class _Compared:
     """Turns the bootstrap's columns into rows."""
 
     bootstrap: Bootstrap
-    teacher: str
+    teacher: str | None
     ceiling: str | None
     has_cot: bool
 
@@ -141,7 +145,7 @@ class _Compared:
             figures={figure: self.bootstrap.mean(f"{key}:{figure}") for figure in figures},
             versus=self._versus(f"{key}:avg", key),
             rgr_vs_student_base=self._ratio(key, "base") if with_ratios else None,
-            pgr_vs_teacher=self._ratio(key, self.teacher) if with_ratios else None,
+            pgr_vs_teacher=self._ratio(key, self.teacher) if with_ratios and self.teacher is not None else None,
         )
 
     def seed_row(self, student: Contestant) -> SeedRow:
@@ -152,8 +156,10 @@ class _Compared:
         return SeedRow(student.label, student.arm, name, student.seed, self.bootstrap.mean(column), self._versus(column, None))
 
     def _versus(self, column: str, key: str | None) -> dict[str, Estimate]:
-        others = {"base": "base", "teacher": self.teacher} | ({"base-cot": "base-cot"} if self.has_cot else {})
-        return {role: self.bootstrap.difference(column, f"{other}:avg") for role, other in others.items() if other != key}
+        others = {"base": "base", "teacher": self.teacher, "base-cot": "base-cot" if self.has_cot else None}
+        return {
+            role: self.bootstrap.difference(column, f"{other}:avg") for role, other in others.items() if other is not None and other != key
+        }
 
     def _ratio(self, key: str, floor: str) -> GapRatio:
         if self.ceiling is None:

@@ -32,6 +32,7 @@ def render_html(report: Report) -> str:
         results=view.results_table(comparison),
         seeds=view.seeds_table(comparison),
         teachers=view.teachers_table(report.teachers),
+        audits=view.audits_table(report.audits) if report.audits else None,
         arms=view.arms_table(report.arms),
         contamination=curation.contamination_table(report.contamination) if report.contamination else None,
         clean=curation.clean_table(report.contamination) if report.contamination and report.contamination.scores else None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from w2sr.artifacts import MANIFEST, Manifest
+from w2sr.grading.audit import AUDIT
 from w2sr.run import Run
 
 MAX_CURVE_POINTS = 200
@@ -52,6 +53,12 @@ class Cost:
     seconds: float
     attempts: int
     usage: dict[str, float] = field(default_factory=dict)
+
+
+def audits(run: Run) -> dict[str, dict[str, Any]]:
+    """Return the audit of each teacher's verdicts (verify/<teacher>/audit.json); teachers without one are left out."""
+    paths = {teacher.name: run.stage("verify", teacher.name) / AUDIT for teacher in run.config.teachers}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
 
 
 def teacher_funnels(run: Run) -> list[TeacherFunnel]:

@@ -24,6 +24,7 @@ def render_markdown(report: Report) -> str:
         _table(view.seeds_table(report.comparison)),
         "## From prompts to training rows",
         _table(view.teachers_table(report.teachers)),
+        *([_table(view.audits_table(report.audits))] if report.audits else []),
         _table(view.arms_table(report.arms)),
         *(["### What a limit on length would lose", _table(curation.budget_table(report.budget))] if report.budget else []),
         *_contamination(report),

@@ -37,6 +37,7 @@ class Report:
     comparison: Comparison
     meanings: dict[str, str]
     teachers: list[TeacherFunnel]
+    audits: dict[str, dict[str, Any]]
     arms: list[ArmFunnel]
     contamination: Contamination | None
     budget: dict[str, Any] | None
@@ -78,6 +79,7 @@ def collect(run: Run) -> Report:
             for row in comparison.rows
         },
         teachers=ledger.teacher_funnels(run),
+        audits=ledger.audits(run),
         arms=ledger.arm_funnels(run),
         contamination=curation.contamination(run, comparison),
         budget=curation.budget(run),

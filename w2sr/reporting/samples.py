@@ -42,7 +42,8 @@ def sample_problems(run: Run, comparison: Comparison, student: str | None) -> li
     row = comparison.row(student)
     if row is None:
         return []
-    shown = {"base": "base", comparison.teacher: comparison.teacher, row.labels[0]: row.key}
+    teacher = {comparison.teacher: comparison.teacher} if comparison.teacher is not None else {}
+    shown = {"base": "base", **teacher, row.labels[0]: row.key}
     folder = run.stage("evaluate", comparison.split)
     verdicts = {label: _first_verdicts(folder / label) for label in shown}
     prompts = read_table(run.stage("prompts") / f"{comparison.split}.parquet", Prompt)
@@ -63,20 +64,25 @@ def sample_problems(run: Run, comparison: Comparison, student: str | None) -> li
     ]
 
 
-def _choose(prompts: list[Prompt], verdicts: dict[str, dict[str, Verification]], teacher: str, student: str) -> list[tuple[str, Prompt]]:
+def _choose(
+    prompts: list[Prompt], verdicts: dict[str, dict[str, Verification]], teacher: str | None, student: str
+) -> list[tuple[str, Prompt]]:
     def solved(label: str, prompt: Prompt) -> bool:
         verdict = verdicts[label].get(prompt.prompt_id)
         return verdict is not None and verdict.verdict == "correct"
 
-    cases = {
+    cases: dict[str, tuple[bool, bool | None]] = {
         "the student is right where its teacher is wrong": (True, False),
         "both are right": (True, True),
         "the student is wrong": (False, None),
     }
+    if teacher is None:
+        cases = {"the student is right": (True, None), "the student is wrong": (False, None)}
     found = []
     for case, (student_right, teacher_right) in cases.items():
         for prompt in prompts:
-            if solved(student, prompt) == student_right and teacher_right in (None, solved(teacher, prompt)):
+            agrees = teacher is None or teacher_right in (None, solved(teacher, prompt))
+            if solved(student, prompt) == student_right and agrees:
                 found.append((case, prompt))
                 break
     return found

@@ -20,14 +20,13 @@ def headline(comparison: Comparison) -> str:
         return "No student was trained on a teacher's traces, so there is no weak-to-strong result to report."
     base, teacher = comparison.row("base"), comparison.row(comparison.teacher)
     assert base is not None
-    assert teacher is not None
     several = sum(other.kind == "teacher" for other in comparison.rows) > 1
     owner, best = ("teachers'", "best teacher") if several else ("teacher's", "teacher")
+    its_best = f"{percent(teacher.figures['avg'])} for its {best} and " if teacher is not None else ""
     traces = {"correct": "correct traces", "incorrect": "incorrect traces"}.get(row.key, "traces")
     return (
         f"The student trained on the weak {owner} {traces} ({row.name}) solves {percent(row.figures['avg'])} of {comparison.num_problems} "
-        f"held-out problems, against {percent(teacher.figures['avg'])} for its {best} and {percent(base.figures['avg'])} for the untuned "
-        f"base: {_beats(row)}{_recovered(row)}."
+        f"held-out problems, against {its_best}{percent(base.figures['avg'])} for the untuned base: {_beats(row)}{_recovered(row)}."
     )
 
 
@@ -49,7 +48,8 @@ def _beats(row: Row) -> str:
     """Say against whom the student's paired difference excludes 0, and on which side."""
     sides: dict[str, list[str]] = {"better than": [], "worse than": [], "not distinguishable from": []}
     for role, name in (("teacher", "its teacher"), ("base", "the untuned base")):
-        sides[_side(row.versus[role])].append(name)
+        if role in row.versus:
+            sides[_side(row.versus[role])].append(name)
     return " and ".join(f"{side} {' and '.join(names)}" for side, names in sides.items() if names)
 
 
@@ -104,10 +104,12 @@ def _seeds(comparison: Comparison, students: list[Row]) -> list[str]:
         if len(seeds) < 2:
             continue
         values = [seed.avg.value for seed in seeds]
-        wins = sum(all(seed.versus[role].low > 0 for role in ("teacher", "base")) for seed in seeds)
+        rivals = {role: name for role, name in (("teacher", "teacher"), ("base", "untuned base")) if role in row.versus}
+        wins = sum(all(seed.versus[role].low > 0 for role in rivals) for seed in seeds)
         found.append(
             f"{row.name} is the mean of {len(seeds)} training seeds, which score {100 * min(values):.1f} to {100 * max(values):.1f} %; "
-            f"{wins} of {len(seeds)} beat both teacher and untuned base by more than the interval on their own."
+            f"{wins} of {len(seeds)} beat {'both ' if len(rivals) > 1 else ''}{' and '.join(rivals.values())} by more than the interval on "
+            "their own."
         )
     if not found and students:
         found.append("Each arm was trained with one seed: what another training seed would give is unknown.")

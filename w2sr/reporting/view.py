@@ -38,10 +38,10 @@ class Table:
 
 def results_table(comparison: Comparison) -> Table:
     """Return the table of the first screen."""
-    teacher = comparison.row(comparison.teacher)
-    assert teacher is not None
     top_k = max(comparison.pass_k)
-    has_cot = comparison.row("base-cot") is not None
+    teacher = comparison.row(comparison.teacher)
+    others = {"teacher": f"vs {teacher.name}"} if teacher is not None else {}
+    others |= {"base": "vs Base"} | ({"base-cot": "vs Base, CoT prompt"} if comparison.row("base-cot") is not None else {})
     headings = [
         "Model",
         f"avg@{comparison.samples_per_prompt}",
@@ -49,13 +49,10 @@ def results_table(comparison: Comparison) -> Table:
         "No answer",
         "Truncated",
         "Tokens / answer",
-        f"vs {teacher.name}",
-        "vs Base",
-        *(["vs Base, CoT prompt"] if has_cot else []),
+        *others.values(),
         "rgr_vs_student_base",
-        "pgr_vs_teacher",
+        *(["pgr_vs_teacher"] if teacher is not None else []),
     ]
-    roles = ["teacher", "base", *(["base-cot"] if has_cot else [])]
     rows = [
         [
             Cell(row.name, row.detail),
@@ -64,9 +61,9 @@ def results_table(comparison: Comparison) -> Table:
             Cell(numbers.percent(row.figures["no_answer"])),
             Cell(numbers.percent(row.figures["truncated"])),
             Cell(f"{row.figures['tokens'].value:.1f}"),
-            *(_difference(row.versus.get(role)) for role in roles),
+            *(_difference(row.versus.get(role)) for role in others),
             _gap(row.rgr_vs_student_base),
-            _gap(row.pgr_vs_teacher),
+            *([_gap(row.pgr_vs_teacher)] if teacher is not None else []),
         ]
         for row in comparison.rows
     ]
@@ -109,18 +106,17 @@ def _refusals(rows: list[Row]) -> list[str]:
 
 def seeds_table(comparison: Comparison) -> Table:
     """Return every trained student by itself, and the range of each arm's seeds."""
+    names = {"teacher": "vs teacher", "base": "vs Base", "base-cot": "vs Base, CoT prompt"}
+    others = {role: name for role, name in names.items() if all(role in seed.versus for seed in comparison.seeds)}
     rows = [
         [
             Cell(seed.name, f"seed {seed.seed}"),
             Cell(numbers.percent(seed.avg), numbers.interval(seed.avg)),
-            _difference(seed.versus["teacher"]),
-            _difference(seed.versus["base"]),
-            *([_difference(seed.versus["base-cot"])] if "base-cot" in seed.versus else []),
+            *(_difference(seed.versus[role]) for role in others),
         ]
         for seed in comparison.seeds
     ]
-    has_cot = comparison.row("base-cot") is not None
-    headings = ["Student", f"avg@{comparison.samples_per_prompt}", "vs teacher", "vs Base", *(["vs Base, CoT prompt"] if has_cot else [])]
+    headings = ["Student", f"avg@{comparison.samples_per_prompt}", *others.values()]
     return Table(headings, rows, [text for row in comparison.rows if (text := _spread(comparison, row))])
 
 
@@ -150,6 +146,26 @@ def _unverifiable(counts: Mapping[str, int]) -> str:
     """Return why traces could not be judged: "truncated 12, no answer 3"."""
     reasons = {key.removeprefix("reason_"): value for key, value in counts.items() if key.startswith("reason_") and value}
     return ", ".join(f"{reason.replace('_', ' ')} {value:,}" for reason, value in reasons.items() if reason not in ("match", "mismatch"))
+
+
+AUDITED = {"false_positive": "Called correct", "false_negative": "Called incorrect", "right_but_unverifiable": "Called unverifiable"}
+
+
+def audits_table(audits: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return how often a second, independent check of a sample of the verdicts says otherwise."""
+    rows = [[Cell(name), *(_audited(audit["estimates"].get(kind)) for kind in AUDITED)] for name, audit in audits.items()]
+    notes = [
+        "A sample of the verdicts was checked a second time by other means: disagreements of so many checked, the rate, its 95 % interval. "
+        "A disagreement says that one of the two is wrong, not which; verify/<teacher>/audit.json lists them (docs/verify.md)."
+    ]
+    return Table(["Verdicts checked again", *AUDITED.values()], rows, notes)
+
+
+def _audited(estimate: Mapping[str, Any] | None) -> Cell:
+    if estimate is None or estimate["rate"] is None:
+        return Cell("–")
+    limits = f"{100 * estimate['rate']:.1f} % [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+    return Cell(f"{estimate['disagreements']:,} of {estimate['checked']:,}", limits)
 
 
 def arms_table(funnels: list[ArmFunnel]) -> Table:

@@ -18,7 +18,7 @@ from w2sr.teachers.engine import Completion, GeneratorSpec, Request
 from w2sr.teachers.openai_engine import OpenAIEngine
 
 T = TypeVar("T")
-QUESTIONS = [f"What is {number} + {number + 2}?" for number in range(8)]
+QUESTIONS = [f"What is {number} + {number + 2}?" for number in range(6)]
 
 
 def request_of(number: int, question: str | None = None, seed: int | None = None) -> Request:
@@ -33,7 +33,7 @@ def with_engine(url: str, model: str, use: Callable[[OpenAIEngine], Awaitable[T]
     async def run() -> T:
         engine = await OpenAIEngine.start(spec, config)
         try:
-            return await asyncio.wait_for(use(engine), 200)
+            return await asyncio.wait_for(use(engine), 500)
         finally:
             engine.close()
 

@@ -15,7 +15,7 @@ from w2sr.errors import UserError
 from w2sr.prompting import PromptStyle
 from w2sr.teachers.config import SamplingConfig, VLLMEngineConfig
 from w2sr.teachers.engine import GeneratorSpec
-from w2sr.teachers.vllm_engine import ending_of, engine_arguments, root_cause
+from w2sr.teachers.vllm_engine import VLLMEngine, ending_of, engine_arguments, root_cause
 from w2sr.teachers.worker import VLLMWorkerFactory
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +66,16 @@ def test_the_first_process_to_fail_is_the_cause() -> None:
     assert root_cause(f"\x1eslow\n\x1e{worker}\n\x1e{core}\n") == ("ValueError", "no room:\n 2 > 1\n")
     assert root_cause("\x1eTraceback (most recent call last):\ntorch.cuda.OutOfMemoryError: 2 GiB") == ("OutOfMemoryError", "2 GiB")
     assert root_cause("") is None
+
+
+def test_nan_is_held_against_a_request_only_if_it_was_alone_in_clean_memory() -> None:
+    engine = VLLMEngine.__new__(VLLMEngine)  # what it asks of vLLM is not needed here
+    engine._is_spoiled = False
+    with pytest.raises(RuntimeError, match="of this request or of another one"):
+        engine._not_finite(alone=False)
+    assert engine._not_finite(alone=True) == "the model's logits are not finite (NaN)"
+    with pytest.raises(RuntimeError, match="of this request or of another one"):
+        engine._not_finite(alone=True)
 
 
 def test_vllms_own_trouble_with_a_request_is_put_off() -> None:

@@ -62,6 +62,7 @@ class VLLMEngine:
         self._llm = llm
         self._guard = guard
         self._is_spoiled = False
+        self._num_started = self._num_running = 0
         config = llm.model_config.hf_text_config
         tokenizer = load_tokenizer(spec.model)
         self._rows = RowMaker(spec, tokenizer, int(llm.model_config.max_model_len))
@@ -105,16 +106,24 @@ class VLLMEngine:
 
         row = self._rows.row(request)
         if row.error is None:
+            has_company = self._num_running > 0
+            self._num_running += 1
+            self._num_started += 1
+            number = self._num_started
             try:
-                await self._fill(row, request)
+                if await self._fill(row, request):
+                    row.error = self._not_finite(alone=not has_company and number == self._num_started)
             except VLLMClientError as error:
                 row.error = f"vLLM refuses the request: {_brief(str(error))}"
             except VLLMServerError as error:
                 # Not as vLLM's own exception: the driver's environment may not have its class.
                 raise RuntimeError(f"vLLM's engine died or failed ({type(error).__name__}): {_brief(str(error))}") from None
+            finally:
+                self._num_running -= 1
         return self._rows.completion(row)
 
-    async def _fill(self, row: Row, request: Request) -> None:
+    async def _fill(self, row: Row, request: Request) -> bool:
+        """Generate the tokens of a row; return whether vLLM saw logits that are not finite."""
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
@@ -133,16 +142,15 @@ class VLLMEngine:
         (last,) = [output async for output in self._llm.generate(tokens_input(list(row.prefix)), parameters, request.trace_id)]
         (output,) = last.outputs
         row.ids = list(output.token_ids)
-        if last.metrics is not None and last.metrics.is_corrupted:
-            row.error = self._not_finite()
-        else:
-            row.finish_reason = ending_of(output.finish_reason)
+        row.finish_reason = ending_of(output.finish_reason)
+        return last.metrics is not None and bool(last.metrics.is_corrupted)
 
-    def _not_finite(self) -> str:
-        # vLLM gives the memory of a request to the next one as it is, and NaN gets through the mask (0 x NaN): seen on requests that are
-        # sound alone. The first one was its own doing; the next may not have been, and is made again by an engine with clean memory.
-        if self._is_spoiled:
-            raise RuntimeError("vLLM's memory is spoiled by an earlier request whose logits were not finite")
+    def _not_finite(self, alone: bool) -> str:
+        # NaN gets from one request to others, beside it or after it in the same memory (0 x NaN passes the mask): seen on requests that are
+        # sound alone. It is held against a request that was alone in clean memory; else this engine ends, and the pool has what it was at
+        # made again, one by one.
+        if self._is_spoiled or not alone:
+            raise RuntimeError("logits are not finite (NaN), of this request or of another one that vLLM had in the same memory")
         self._is_spoiled = True
         return "the model's logits are not finite (NaN)"
 

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import select
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -66,7 +67,9 @@ def main() -> None:
     while True:
         if select.select([0], [], [], 0.02)[0]:
             received = os.read(0, 65536)
-            if not received:
+            if not received:  # whoever gave the orders has gone
+                for pid in children:
+                    os.kill(pid, signal.SIGKILL)
                 return
             *lines, pending = (pending + received).split(b"\n")
             for line in lines:

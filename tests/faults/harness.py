@@ -20,7 +20,7 @@ from tests.faults.schedules import Event, Schedule
 from tests.faults.work import REFUSED
 
 NODE = {"num_cpus": 16, "object_store_memory": 80 << 20, "include_log_monitor": False}
-# A driver that is not done by then hangs.
+# A driver that gave no sign of life for so long hangs.
 HANGS_AFTER_S = 150.0
 
 
@@ -132,7 +132,7 @@ class Trial:
                 if self._drivers.ended(pid, event.after_s) is not None:
                     break
                 self._do(event, pid, before)
-        status = self._drivers.ended(pid, HANGS_AFTER_S)
+        status = self._end(pid)
         if status is None:
             os.kill(pid, signal.SIGKILL)
             raise AssertionError(f"driver {number} hangs: {self.happened}\n{self.log()}")
@@ -141,6 +141,19 @@ class Trial:
         if status == REFUSED:  # for example because no node was up
             time.sleep(1.0)
         return status == 0
+
+    def _end(self, pid: int) -> int | None:
+        """Wait for the end of a driver; None when there was neither a new replica nor a commit for too long."""
+        seen: set[Path] = set()
+        since = time.monotonic()
+        while time.monotonic() - since < HANGS_AFTER_S:
+            status = self._drivers.ended(pid, 1.0)
+            if status is not None:
+                return status
+            now = self._actors() | set((self.folder / "run" / "generate").glob("*/*"))
+            if not now <= seen:
+                seen, since = seen | now, time.monotonic()
+        return None
 
     def log(self) -> str:
         """Return what the drivers said."""

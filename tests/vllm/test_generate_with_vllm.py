@@ -192,13 +192,10 @@ def test_numbers_that_are_not_finite_are_recorded_and_a_killed_actor_leaves_no_e
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     config = (model / "config.json").read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
     (model / "config.json").write_text(config)
-    run = make_run(model, ["1+2", "Z"], samples=1)
-    generate.run(run)
-    good, bad = traces_of(run)
-    assert good.text
-    assert (bad.finish_reason, bad.text, bad.error) == ("error", "", "the model's logits are not finite (NaN)")
-    # vLLM would carry the NaN on to requests that are sound.
-    run = make_run(model, ["4", "5", "6"], "after")
+    with pytest.raises(UserError, match=r"all 1 requests failed, the first because the model's logits are not finite \(NaN\)"):
+        generate.run(make_run(model, ["Z"], samples=1))
+    # In the same engine the NaN may get into requests that are sound; those are made again by another one.
+    run = make_run(model, ["4", "5", "6"], "after", samples=1)
     generate.run(run)
     assert all(trace.text for trace in traces_of(run))
     (actor,) = pool.pids

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.errors import ClusterError, RetryLater
@@ -143,6 +143,9 @@ class Replica:
         elif self._reply.trouble is None:
             fatal = isinstance(error, self._orders.fatal)
             self._reply.trouble = _trouble(error, self._orders.fatal, (number,) if fatal else tuple(self._running))
+        elif self._reply.trouble.error is not None:
+            # The run ends with the first one; the driver must not wait for this one.
+            self._reply.trouble = replace(self._reply.trouble, at_work=(*self._reply.trouble.at_work, number))
         del self._running[number]
         self._start()
         if self._linger is None:

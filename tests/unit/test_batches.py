@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2sr.teachers.batches import WINDOW, plan_batches
+from w2sr.teachers.batches import UNSORTED, WINDOW, plan_batches, windows
 from w2sr.teachers.engine import Request
 
 
@@ -15,31 +16,34 @@ def requests_of(lengths: list[int]) -> list[Request]:
     return [Request(f"t{number}", f"p{number}", 0, number, "x" * length, number) for number, length in enumerate(lengths)]
 
 
-@given(lengths=st.lists(st.integers(0, 30), max_size=300), batch_size=st.integers(1, 9))
-def test_every_request_is_in_exactly_one_batch(lengths: list[int], batch_size: int) -> None:
+@given(lengths=st.lists(st.integers(0, 30), max_size=300), batch_size=st.integers(1, 9), in_order=st.booleans())
+def test_every_request_of_a_window_is_in_exactly_one_batch(lengths: list[int], batch_size: int, in_order: bool) -> None:
     requests = requests_of(lengths)
-    batches = list(plan_batches(requests, batch_size))
+    batches = plan_batches(requests, batch_size, in_order)
     assert sorted((request for batch in batches for request in batch), key=lambda request: request.position) == requests
-    assert all(0 < len(batch) <= batch_size for batch in batches)
-    assert len(batches) == -(-len(requests) // batch_size), "only the last window has a smaller batch"
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    shown = [len(request.question) for batch in batches for request in batch]
+    assert shown == (lengths if in_order else sorted(lengths, reverse=True))
 
 
-@given(lengths=st.lists(st.integers(0, 30), max_size=300), batch_size=st.integers(1, 9))
-def test_lengths_fall_within_a_window(lengths: list[int], batch_size: int) -> None:
-    batches = list(plan_batches(requests_of(lengths), batch_size))
-    for first in range(0, len(batches), WINDOW):
-        window = [len(request.question) for batch in batches[first : first + WINDOW] for request in batch]
-        assert window == sorted(window, reverse=True)
+@given(count=st.integers(0, 3000), batch_size=st.integers(1, 60))
+def test_windows_hold_every_position_once_and_whole_batches(count: int, batch_size: int) -> None:
+    found = list(windows(range(count), batch_size))
+    assert list(itertools.chain.from_iterable(window.positions for window in found)) == list(range(count))
+    assert [window.in_order for window in found] == [True, *[False] * len(found[1:])][: len(found)]
+    assert all(len(window.positions) % batch_size == 0 for window in found[:-1])
 
 
-def test_requests_are_read_one_window_at_a_time() -> None:
-    read = 0
+@pytest.mark.parametrize("batch_size", [1, 3, 128, 1000])
+def test_the_first_traces_are_those_of_the_first_prompts(batch_size: int) -> None:
+    first = next(windows(range(100_000), batch_size))
+    assert UNSORTED <= len(first.positions) < UNSORTED + batch_size
+    assert first.in_order
 
-    def source() -> Iterator[Request]:
-        nonlocal read
-        for request in requests_of([5] * 1000):
-            read += 1
-            yield request
 
-    next(plan_batches(source(), 3))
-    assert read == WINDOW * 3
+def test_positions_are_read_one_window_at_a_time() -> None:
+    source = itertools.count()
+    found = windows(source, 300)
+    next(found)
+    next(found)
+    assert next(source) == 300 + WINDOW * 300

@@ -44,6 +44,13 @@ def test_every_task_of_every_service_comes_back_once(pool: Pool) -> None:
     assert [status.finished for status in pool.status()] == [50, 50, 50]
 
 
+def test_several_tasks_that_end_the_run_together_are_not_waited_for(pool: Pool) -> None:
+    began = time.monotonic()
+    with pytest.raises(UserError, match="the endpoint is gone"):
+        list(pool.run([replace(A, capacity=6)], ListSource(a=[("raise", "the endpoint is gone")] * 6), drain_timeout_s=60.0))
+    assert time.monotonic() - began < 30, "none of them is in flight any more"
+
+
 def test_a_worker_runs_as_many_tasks_as_its_capacity_and_never_more(pool: Pool) -> None:
     (last,) = [o for o in pool.run([replace(A, capacity=5)], ListSource(a=[("sleep", 0.01)] * 60 + [("most",)])) if o.task.key == 60]
     assert last.result == 5

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from cluster.work import Task
@@ -18,7 +17,7 @@ from w2sr.evaluation.contestants import contestants_of
 from w2sr.records import Prompt, Trace
 from w2sr.run import Run
 from w2sr.tables import iter_table, read_table
-from w2sr.teachers.batches import WINDOW, plan_batches
+from w2sr.teachers.batches import plan_batches, windows
 from w2sr.teachers.config import PoolConfig, TeacherConfig
 from w2sr.teachers.engine import GeneratorSpec, Request
 from w2sr.teachers.generation import halves, open_pool
@@ -182,9 +181,9 @@ def _task_of(folder: Path, plan: RequestPlan, trace: Trace, spec: GeneratorSpec,
     batch_size = batch_size_of(spec)
     # A rescue asks in rounds: all the prompts that still needed a sample of this number have one now.
     positions = _stored(folder, plan.samples, trace.sample_index) if rescue else plan.positions()
-    while window := list(islice(positions, WINDOW * batch_size)):
-        if trace.position in window:
-            for batch in plan_batches([plan.request_at(position) for position in window], batch_size):
+    for window in windows(positions, batch_size):
+        if trace.position in window.positions:
+            for batch in plan_batches([plan.request_at(position) for position in window.positions], batch_size, window.in_order):
                 if any(request.position == trace.position for request in batch):
                     return batch
     raise AssertionError("a stored position is in no window")

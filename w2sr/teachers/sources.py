@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from w2sr.records import Trace
-from w2sr.teachers.batches import WINDOW, plan_batches
+from w2sr.teachers.batches import plan_batches, windows
 from w2sr.teachers.engine import Request
 from w2sr.teachers.requests import RequestPlan
 
@@ -129,13 +129,13 @@ class RescueSource:
 
 
 def _tasks(plan: RequestPlan, positions: Iterator[int], has: Callable[[int], bool], batch_size: int) -> Iterator[list[Request]]:
-    while window := list(islice(positions, WINDOW * batch_size)):
-        if all(has(position) for position in window):
+    for window in windows(positions, batch_size):
+        if all(has(position) for position in window.positions):
             continue
         if batch_size == 1:
-            yield from ([plan.request_at(position)] for position in window if not has(position))
+            yield from ([plan.request_at(position)] for position in window.positions if not has(position))
             continue
-        for batch in plan_batches([plan.request_at(position) for position in window], batch_size):
+        for batch in plan_batches([plan.request_at(position) for position in window.positions], batch_size, window.in_order):
             missing = [request for request in batch if not has(request.position)]
             if missing:
                 yield missing

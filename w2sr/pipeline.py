@@ -14,7 +14,7 @@ from w2sr.config import PipelineConfig
 from w2sr.placement import check_placement
 from w2sr.run import Run
 from w2sr.teachers.models import generator_spec, model_folder
-from w2sr.teachers.openai_key import Key
+from w2sr.teachers.openai_engine import check_openai
 
 STAGES = ("prompts", "generate", "verify", "curate", "train", "evaluate", "report")
 
@@ -51,9 +51,9 @@ def open_run(config: PipelineConfig) -> Iterator[Run]:
 def preflight(config: PipelineConfig, stages: list[str]) -> None:
     """Refuse what cannot work before any time is spent: missing models, more processors than there are."""
     for teacher in config.teachers:
-        generator_spec(teacher.name, teacher.model, teacher.engine, teacher.style, teacher.sampling)
+        spec = generator_spec(teacher.name, teacher.model, teacher.engine, teacher.style, teacher.sampling)
         if teacher.engine.kind == "openai" and {"generate", "evaluate"} & set(stages):
-            Key.of(teacher.engine)
+            check_openai(spec, teacher.engine)
     model_folder(config.student.model)
     topology = topology_of(config.cluster.spec())
     if topology is not None:  # a cluster at an address is known when it is reached, and may grow

@@ -194,7 +194,8 @@ def test_numbers_that_are_not_finite_are_recorded_and_a_killed_actor_leaves_no_e
     (model / "config.json").write_text(config)
     with pytest.raises(UserError, match=r"all 1 requests failed, the first because the model's logits are not finite \(NaN\)"):
         generate.run(make_run(model, ["Z"], greedy=True))
-    # Greedy, because the poisoned token must not be drawn. In the same engine the NaN gets into a request that is sound; it is made again by another one.
+    # Greedy, because the poisoned token must not be drawn. In the same engine the NaN gets into a request that is sound, which is made
+    # again by another one.
     run = make_run(model, ["4", "5", "6"], "after", greedy=True)
     generate.run(run)
     assert all(trace.text for trace in traces_of(run))

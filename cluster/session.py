@@ -212,6 +212,8 @@ def _variables(folder: Path | None) -> dict[str, str | None]:
         # Ray prints this to stdout even with log_to_driver=False; the pool and the train group say it in their own words.
         "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing|PYTHON worker processes have been started",
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
+        # Ray starts workers at niceness 15; beside any other load they would hardly start at all.
+        "RAY_worker_niceness": "0",
     }
     if folder is None:
         return common

@@ -64,7 +64,8 @@ def _serving(spec: GeneratorSpec, pool: PoolConfig) -> _Serving:
     if engine.kind == "hf":
         return _Serving(HFWorkerFactory(num_threads, device), capacity=1, prefetch=1)
     if engine.kind == "vllm":
-        return _Serving(VLLMWorkerFactory(num_threads, device), engine.max_in_flight, python=engine.python)
+        # vLLM may abort a request that it could serve a moment later.
+        return _Serving(VLLMWorkerFactory(num_threads, device), engine.max_in_flight, python=engine.python, max_retries=4)
     if engine.kind == "openai":
         from w2sr.teachers.openai_engine import OpenAIWorkerFactory
 

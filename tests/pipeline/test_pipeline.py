@@ -168,7 +168,8 @@ def test_the_gsm8k_config_runs_on_other_models_zero_3_and_packed(tmp_path: Path)
     models = [f"teachers.0.model={model}", f"student.model={model}", "teachers.0.sampling.max_new_tokens=16"]
     train = ["train.max_length=256", "train.global_batch_size=8", "train.micro_batch_size=2", "curate.arms=[gold]"]
     evaluate = ["evaluate.sampling.max_new_tokens=16", "evaluate.samples_per_prompt=2", "evaluate.pass_k=[1]"]
-    command = Command(["run", "configs/gsm8k.yaml", f"run_dir={tmp_path / 'run'}", *small, *here, *models, *train, *evaluate])
+    untrained = ["generate.gate.min_format_valid=0", "generate.gate.max_loops=1"]
+    command = Command(["run", "configs/gsm8k.yaml", f"run_dir={tmp_path / 'run'}", *small, *here, *models, *train, *evaluate, *untrained])
     code, output = command.run()
     assert code == 0, output
     losses = [json.loads(line) for line in (tmp_path / "run" / "train" / "gold-seed0" / "metrics.jsonl").read_text().splitlines()]

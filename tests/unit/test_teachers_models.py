@@ -10,7 +10,7 @@ import pytest
 from tests.tiny import make_tiny_model
 from w2sr.errors import UserError
 from w2sr.prompting import PromptStyle
-from w2sr.teachers.config import SamplingConfig
+from w2sr.teachers.config import HFEngineConfig, SamplingConfig
 from w2sr.teachers.models import generator_spec, model_folder, special_tokens_of
 
 
@@ -21,11 +21,11 @@ def tiny(tmp_path: Path) -> Path:
 
 def test_a_folder_is_its_own_model_and_its_digest_follows_its_bytes(tiny: Path) -> None:
     sampling = SamplingConfig(max_new_tokens=4)
-    first = generator_spec("t", str(tiny), PromptStyle(), sampling, 8)
-    assert (first.model, first.batch_size) == (str(tiny), 8)
+    first = generator_spec("t", str(tiny), HFEngineConfig(batch_size=8), PromptStyle(), sampling)
+    assert first.model == str(tiny)
     config = json.loads((tiny / "config.json").read_text())
     (tiny / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
-    assert generator_spec("t", str(tiny), PromptStyle(), sampling, 8).model_digest != first.model_digest
+    assert generator_spec("t", str(tiny), HFEngineConfig(batch_size=8), PromptStyle(), sampling).model_digest != first.model_digest
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

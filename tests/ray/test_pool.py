@@ -132,7 +132,9 @@ def test_a_node_that_joins_is_used_and_its_death_is_held_against_nothing() -> No
     command = [sys.executable, "-m", "tests.ray.node_comes_and_dies"]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
+    # Ray may print lines of its own before and after.
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    seen = json.loads(line)
     assert seen["waited"].startswith("1 replica with 0.5 CPUs, 2 GPUs; the cluster has 1 CPU, free: 1 CPU")
     assert seen["keys"] == list(range(151))
     assert seen["failed"] == [], "max_deaths=1, so one death held against a task would show"

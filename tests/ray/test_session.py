@@ -20,7 +20,8 @@ from cluster.session import machine_cpus, machine_gpus, ray_session, require
 REPO = Path(__file__).resolve().parents[2]
 
 INTERRUPTED = """
-import sys, time
+import faulthandler, sys, time
+faulthandler.dump_traceback_later(90, exit=True)  # should it hang, this says where
 from cluster.config import ClusterSpec
 from cluster.pool import Pool
 from cluster.session import ray_session
@@ -122,10 +123,10 @@ def test_ctrl_c_ends_the_session_without_a_trace_of_it() -> None:
         assert processes_with(str(folder))
         time.sleep(0.5)
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert (process.returncode, out) == (0, "interrupted\n")
+    assert (process.returncode, out) == (0, "interrupted\n"), err
     assert "Traceback" not in err
     assert not folder.exists()
     assert not processes_with(str(folder))

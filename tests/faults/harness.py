@@ -107,6 +107,7 @@ class Drivers:
                 if "status" in told:
                     self._status[told["pid"]] = told["status"]
                 else:
+                    self._status.pop(told["pid"], None)  # of an earlier driver: the numbers of processes come again
                     self._started.append(told["pid"])
                 self._changed.notify_all()
 

@@ -13,7 +13,7 @@ from cluster.session import ray_session, topology_of
 from w2sr.config import PipelineConfig
 from w2sr.placement import check_placement
 from w2sr.run import Run
-from w2sr.teachers.models import generator_spec, model_folder
+from w2sr.teachers.models import model_folder, teacher_spec
 from w2sr.teachers.openai_engine import check_openai
 
 STAGES = ("prompts", "generate", "verify", "curate", "train", "evaluate", "report")
@@ -51,7 +51,7 @@ def open_run(config: PipelineConfig) -> Iterator[Run]:
 def preflight(config: PipelineConfig, stages: list[str]) -> None:
     """Refuse what cannot work before any time is spent: missing models, more processors than there are."""
     for teacher in config.teachers:
-        spec = generator_spec(teacher.name, teacher.model, teacher.engine, teacher.style, teacher.sampling)
+        spec = teacher_spec(teacher)
         if teacher.engine.kind == "openai" and {"generate", "evaluate"} & set(stages):
             check_openai(spec, teacher.engine)
     model_folder(config.student.model)

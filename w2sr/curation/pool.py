@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from w2sr.errors import UserError
-from w2sr.tables import part_files
+from w2sr.tables import num_rows, part_files
 
 BATCH_ROWS = 4096
 GOLD = "gold"
@@ -144,7 +144,7 @@ def _empty(columns: Sequence[str]) -> pa.Table:
 
 def _num_rows(part: Path) -> int:
     with _readable(part):
-        return int(pq.read_metadata(part).num_rows)
+        return num_rows(part)
 
 
 @contextmanager

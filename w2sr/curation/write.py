@@ -92,15 +92,15 @@ class _Writer:
         self._waiting, self._num_waiting = [], 0
 
     def __enter__(self) -> _Writer:
-        self._file = pq.ParquetWriter(self._aside.__enter__(), self._schema, write_page_checksum=True)
+        with ExitStack() as opened:
+            aside = opened.enter_context(self._aside)
+            self._file = opened.enter_context(pq.ParquetWriter(aside, self._schema, write_page_checksum=True))
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self._flush()
-            self._file.close()
-        except BaseException as failure:  # the disk may be full: the half file goes
-            self._aside.__exit__(type(failure))
-            raise
-        self._aside.__exit__(kind)
+        if kind is not None:
+            self._opened.__exit__(kind, error, trace)
+            return
+        with self._opened:  # the disk may be full: then the half file goes
+            self._flush()

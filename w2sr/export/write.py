@@ -55,9 +55,8 @@ def export_arm(run: Run, arm: str, form: Format, out: Path, parquet: bool, drop_
             _write(aside / "dataset_info.json", json.dumps(info, indent=2) + "\n")
         _write(aside / "README.md", card(run, arm, form, name, number, num_cut, licence))
         os.replace(aside, out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # after the rename there is nothing left to remove
     sync_folder(out.parent)
     return number
 

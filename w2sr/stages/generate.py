@@ -19,7 +19,7 @@ from w2sr.tables import read_table
 from w2sr.teachers.config import TeacherConfig
 from w2sr.teachers.engine import GeneratorSpec
 from w2sr.teachers.generation import Job, generate, open_pool
-from w2sr.teachers.models import generator_spec
+from w2sr.teachers.models import teacher_spec
 from w2sr.teachers.recorded import RecordedPlan, RecordedTraces
 from w2sr.teachers.requests import Arc, RequestPlan, arcs
 from w2sr.traces.recovery import remove_shards
@@ -64,7 +64,7 @@ def _open_teachers(run: Run) -> list[_Open]:
     found = []
     teachers = run.config.teachers
     for teacher, arc in zip(teachers, arcs([teacher.share for teacher in teachers]), strict=True):
-        spec = generator_spec(teacher.name, teacher.model, teacher.engine, teacher.style, teacher.sampling)
+        spec = teacher_spec(teacher)
         identity = {"teacher": teacher.identity(), "seed": run.config.seed, "arc": [arc.start, arc.share]}
         inputs = {"prompts": run.digest("prompts"), "model": spec.model_digest}
         if teacher.until_correct:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from cluster.pool import Pool
 from w2sr.artifacts import StageDir
@@ -21,7 +20,7 @@ from w2sr.grading.verdicts import EARLY, Sieve, Subject, batches
 from w2sr.progress import Progress
 from w2sr.records import Prompt, Trace, Verification
 from w2sr.run import Run
-from w2sr.tables import iter_table, part_files, read_table, write_text
+from w2sr.tables import iter_table, num_rows, part_files, read_table, write_text
 from w2sr.traces.recovery import remove_shards
 from w2sr.traces.store import TraceStore
 
@@ -88,13 +87,13 @@ def _open(stack: ExitStack, stage: StageDir, subject: Subject, run: Run) -> _Ope
     stage.begin()
     (subject.verdicts / EARLY).unlink(missing_ok=True)
     store = stack.enter_context(subject.open())
-    total = sum(_num_rows(part) for part in part_files(subject.traces))
+    total = sum(num_rows(part) for part in part_files(subject.traces))
     return _Open(subject, stage, store, stack.enter_context(Progress(f"verify {subject.name}", total, "traces", store.num_rows)))
 
 
 def _by_reference(run: Run, opened: Sequence[_Open], prompts: Mapping[str, Prompt], grader: Grader, sieve: Sieve) -> None:
     config = run.config.verify
-    many = sum(_num_rows(part) for item in opened for part in part_files(item.subject.traces)) >= MANY_TRACES
+    many = sum(num_rows(part) for item in opened for part in part_files(item.subject.traces)) >= MANY_TRACES
     if config.where == "local" or (config.where == "auto" and not (many and run.config.cluster.address is not None)):
         for item in opened:
             for traces in batches(item.subject.unjudged(item.store)):
@@ -147,12 +146,6 @@ def _finish(item: _Open, prompts: Mapping[str, Prompt], grader: Grader, config: 
     write_text(path, report.to_json())
     item.stage.finish(counts, [*parts, path])
     remove_shards(item.subject.verdicts)
-
-
-def _num_rows(path: Path) -> int:
-    import pyarrow.parquet as pq
-
-    return int(pq.read_metadata(path).num_rows)
 
 
 def _counts(rows: Iterable[Verification] | Iterator[Verification]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from w2sr.artifacts import digest_of, model_digest
 from w2sr.errors import UserError
 from w2sr.lab.models import resolve_model
 from w2sr.prompting import PromptStyle
-from w2sr.teachers.config import EngineConfig, SamplingConfig
+from w2sr.teachers.config import EngineConfig, SamplingConfig, TeacherConfig
 from w2sr.teachers.engine import GeneratorSpec
 from w2sr.teachers.recorded import recorded_source
 
@@ -61,6 +61,11 @@ def generator_spec(
         return GeneratorSpec(name, model, digest_of({"served model": model}), style, sampling, engine)
     folder = model_folder(model)
     return GeneratorSpec(name, str(folder), model_digest(folder), style, sampling, engine)
+
+
+def teacher_spec(teacher: TeacherConfig) -> GeneratorSpec:
+    """Return what a replica needs to be `teacher`. Raises UserError like generator_spec."""
+    return generator_spec(teacher.name, teacher.model, teacher.engine, teacher.style, teacher.sampling)
 
 
 def special_tokens_of(folder: Path) -> list[str]:

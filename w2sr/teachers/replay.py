@@ -21,7 +21,7 @@ from w2sr.teachers.batches import plan_batches, windows
 from w2sr.teachers.config import PoolConfig, TeacherConfig
 from w2sr.teachers.engine import GeneratorSpec, Request
 from w2sr.teachers.generation import halves, open_pool
-from w2sr.teachers.models import generator_spec
+from w2sr.teachers.models import generator_spec, teacher_spec
 from w2sr.teachers.requests import RequestPlan, arcs
 from w2sr.teachers.services import batch_size_of, service_of
 from w2sr.teachers.sink import rows_of
@@ -153,7 +153,7 @@ def _of_teacher(run: Run, name: str) -> tuple[GeneratorSpec, RequestPlan, PoolCo
     if number is None:
         raise UserError(f"{run.folder / 'config.yaml'} has no teacher {name!r} any more; its traces cannot be made again")
     teacher: TeacherConfig = teachers[number]
-    spec = generator_spec(teacher.name, teacher.model, teacher.engine, teacher.style, teacher.sampling)
+    spec = teacher_spec(teacher)
     prompts = read_table(run.stage("prompts") / "train.parquet", Prompt)
     arc = arcs([each.share for each in teachers])[number]
     plan = RequestPlan(teacher.name, prompts, teacher.samples_per_prompt, run.config.seed, arc)

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,11 @@ class VLLMEngine:
             )
         _set_environment(device, num_threads)
         guard = Guard()
-        try:
-            llm = await asyncio.to_thread(_start, spec, config, device)
-            return cls(spec, llm, guard)
-        except BaseException:
-            guard.close()
-            raise
+        with ExitStack() as undo:
+            undo.callback(guard.close)
+            engine = cls(spec, await asyncio.to_thread(_start, spec, config, device), guard)
+            undo.pop_all()
+        return engine
 
     async def complete(self, requests: list[Request]) -> list[Completion]:
         """Complete `requests`, in their order, all in flight at once (see Engine.complete)."""

@@ -11,7 +11,6 @@ Any record with `position` (an int) and `trace_id` (a str) can be stored, so ver
 from __future__ import annotations
 
 import contextlib
-import errno
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +21,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from w2sr.errors import UserError
+from w2sr.disk import full_disk_explained
 from w2sr.tables import schema_of, to_arrow
 from w2sr.traces.follower import Follower
 from w2sr.traces.lock import WriterLock
@@ -58,11 +57,10 @@ class TraceStore(Generic[Row]):
         that is damaged or holds what the run does not ask for.
         """
         lock = WriterLock(folder)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(lock.release)
             found = recover(folder, schema_of(row_type), limit, id_at)
-        except BaseException:
-            lock.release()
-            raise
+            undo.pop_all()
         return cls(folder, row_type, lock, found, flush_interval_s)
 
     def __init__(self, folder: Path, row_type: type[Row], lock: WriterLock, found: Found, flush_interval_s: float) -> None:
@@ -110,7 +108,7 @@ class TraceStore(Generic[Row]):
 
     def flush(self) -> None:
         """Commit what was appended: durable when this returns. Then merge shards where there are many. Raises UserError for a full disk."""
-        with self._committing, full_disk_explained(self.folder):
+        with self._committing, full_disk_explained(self.folder, "what was committed"):
             with self._appending:
                 self._make_lot()
                 lots = list(self._lots)
@@ -135,7 +133,7 @@ class TraceStore(Generic[Row]):
         """
         self.flush()
         self._stop_timer()
-        with self._committing, full_disk_explained(self.folder):
+        with self._committing, full_disk_explained(self.folder, "what was committed"):
             while len(self._sizes) > MAX_OPEN:
                 self._merge(sorted(self._sizes, key=lambda path: (self._sizes[path], path))[:MAX_OPEN])
             return write_parts(self.folder, sorted(self._sizes), self._schema, part_rows)
@@ -179,16 +177,3 @@ class TraceStore(Generic[Row]):
         with self._appending:
             self._closed.set()
         self._timer_thread.shutdown(wait=True)
-
-
-@contextlib.contextmanager
-def full_disk_explained(folder: Path) -> Iterator[None]:
-    """Turn the error of a full disk into a UserError that names `folder`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"the disk of {folder} is full; free some space and run the same command again: it goes on from what was committed"
-        ) from error

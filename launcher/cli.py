@@ -19,7 +19,7 @@ STAGES = {
     "prompts": "collect the prompts and split them into train, selection and test",
     "generate": "let the teachers write traces",
     "verify": "judge every trace: correct, incorrect or unverifiable",
-    "curate": "build the arms (all, correct, incorrect, gold) and keep every reject with its reason",
+    "curate": "build the arms that train a student, and keep every reject with its reason",
     "train": "fine-tune one student for each arm and seed",
     "evaluate": "let base, teachers and students answer the held-out prompts",
     "report": "write report.html, report.md and report.json",

@@ -15,7 +15,7 @@ from w2sr.errors import UserError
 from w2sr.evaluation.config import EvaluateConfig
 from w2sr.grading.config import VerifyConfig
 from w2sr.prompts.config import PromptsConfig
-from w2sr.schema import PLACEMENT, StrictModel
+from w2sr.schema import PLACEMENT, StrictModel, nearest
 from w2sr.teachers.config import GenerateConfig, TeacherConfig
 from w2sr.training.config import StudentConfig, TrainConfig
 
@@ -169,6 +169,9 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"] if part not in _TAGS)
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "union_tag_invalid":  # pydantic speaks of tags and discriminators
+            tag, allowed = problem["ctx"]["tag"], [word.strip(" '") for word in problem["ctx"]["expected_tags"].split(",")]
+            message = f"unknown kind {tag!r}: {nearest(tag, allowed)}allowed: {', '.join(allowed)}"
         given = problem.get("input")
         shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) and problem["type"] != "value_error" else ""
         lines.append(f"{where}: {message}{shown}" if where else f"{message}{shown}")

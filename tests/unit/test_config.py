@@ -143,3 +143,10 @@ def test_placement_does_not_change_identity(config_file: Path) -> None:
     calm, moved = (load_config(config_file, [f"teachers.0.pool.replicas={n}"]) for n in (1, 4))
     other = load_config(config_file, ["teachers.0.sampling.temperature=1.0"])
     assert calm.teachers[0].identity() == moved.teachers[0].identity() != other.teachers[0].identity()
+
+
+def test_an_unknown_kind_is_named_with_the_nearest_one(config_file: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"teachers\.0\.engine: unknown kind 'vlm': did you mean 'vllm'\? allowed: hf, vllm, openai, recorded"
+    ):
+        load_config(config_file, ["teachers.0.engine={kind: vlm}"])

@@ -8,9 +8,9 @@ import pytest
 from w2sr.errors import UserError
 from w2sr.training.config import TrainConfig
 from w2sr.training.engine import deepspeed_config
-from w2sr.training.loop import _forget_steps_from
 from w2sr.training.loss import sum_nll
 from w2sr.training.spec import TrainResult, TrainSpec
+from w2sr.training.watch import forget_steps_from
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "deepspeed.json"
 CASES = {
@@ -93,9 +93,9 @@ def test_there_is_no_result_before_the_training_is_finished(tmp_path: Path) -> N
 def test_metrics_past_the_checkpoint_and_torn_lines_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step}}}\n' for step in range(5)) + '{"step": 5, "lo')
-    _forget_steps_from(path, 3)
+    forget_steps_from(path, 3)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
-    _forget_steps_from(path, 0)
+    forget_steps_from(path, 0)
     assert path.read_text() == ""
 
 

@@ -30,14 +30,23 @@ class TokenRow(Protocol):
         """Tokens at the start that are not supervised; at least one."""
         ...
 
+    @property
+    def weight(self) -> float:
+        """Weight of each supervised token in the loss."""
+        ...
+
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Arrays [sequences, tokens] of int64. `labels` are the ids where supervised, else IGNORED; unshifted. `position_ids` None: padded."""
+    """Arrays [sequences, tokens] of int64. `labels` are the ids where supervised, else IGNORED; unshifted. `position_ids` None: padded.
+
+    `weights` (fp32): what a supervised token counts in the loss, at the place of its label.
+    """
 
     input_ids: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     position_ids: npt.NDArray[np.int64] | None
+    weights: npt.NDArray[np.float32]
 
     @property
     def num_supervised(self) -> int:
@@ -79,6 +88,7 @@ def _collate(sequences: list[list[TokenRow]], pad_id: int, packed: bool) -> Micr
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
     positions = np.zeros(shape, dtype=np.int64)
+    weights = np.zeros(shape, dtype=np.float32)
     for number, rows in enumerate(sequences):
         start = 0
         for row in rows:
@@ -86,7 +96,8 @@ def _collate(sequences: list[list[TokenRow]], pad_id: int, packed: bool) -> Micr
             end = start + len(row.ids)
             input_ids[number, start:end] = row.ids
             labels[number, start + row.num_prefix : end] = row.ids[row.num_prefix :]
+            weights[number, start + row.num_prefix : end] = row.weight
             positions[number, start:end] = np.arange(end - start)
             start = end
         positions[number, start:] = np.arange(shape[1] - start)  # padding is a row of its own
-    return MicroBatch(input_ids, labels, positions if packed else None)
+    return MicroBatch(input_ids, labels, positions if packed else None, weights)

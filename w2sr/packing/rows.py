@@ -25,12 +25,13 @@ THINK_OPENINGS = ("<think>\n", "<think>")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Token ids of one example; the first `num_prefix` are not supervised, all others (trace and EOS) are."""
+    """Token ids of one example; the first `num_prefix` are not supervised, all others (trace, EOS) are, with `weight` in the loss."""
 
     example_id: str
     prompt_id: str
     ids: tuple[int, ...]
     num_prefix: int
+    weight: float = 1.0
 
     @property
     def num_supervised(self) -> int:

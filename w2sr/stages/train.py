@@ -25,8 +25,9 @@ from w2sr.tables import read_table, write_text
 from w2sr.teachers.models import model_folder
 from w2sr.training import checkpoint
 from w2sr.training.data import num_steps, save_rows
-from w2sr.training.loop import METRICS, train_each
+from w2sr.training.loop import train_each
 from w2sr.training.spec import TrainResult, TrainSpec
+from w2sr.training.watch import METRICS
 
 NUM_SELECTION_ROWS = 256
 _log = logging.getLogger(__name__)

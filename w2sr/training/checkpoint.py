@@ -47,6 +47,17 @@ class Position:
             sizes.append((self.step + 1, num_ranks))
         return dataclasses.replace(self, sizes=tuple(sizes))
 
+    def after(self, tokens: int, supervised_tokens: int, seconds: float, num_ranks: int) -> Position:
+        """Return the position after one more step that took `seconds` on `num_ranks` ranks."""
+        return Position(
+            self.step + 1,
+            self.tokens + tokens,
+            self.supervised_tokens + supervised_tokens,
+            self.seconds + seconds,
+            self.rank_seconds + seconds * num_ranks,
+            self.sizes,
+        )
+
 
 @dataclass(frozen=True)
 class Saved:

@@ -9,6 +9,11 @@ from pydantic import Field, model_validator
 from w2sr.errors import UserError
 from w2sr.prompting import PromptStyle
 from w2sr.schema import PLACEMENT, StrictModel
+from w2sr.training.loss_config import LossConfig
+from w2sr.training.memory_config import MemoryConfig
+from w2sr.training.optimizer_config import OptimizerConfig
+from w2sr.training.selection_config import SelectionConfig
+from w2sr.training.watch_config import WatchConfig
 
 
 class FewShotConfig(StrictModel):
@@ -89,6 +94,12 @@ class TrainConfig(StrictModel):
     max_failures: int = Field(
         2, ge=0, description="Times a training is restarted from its last checkpoint after a rank died.", json_schema_extra=PLACEMENT
     )
+
+    loss: LossConfig = Field(default_factory=LossConfig, description=LossConfig.__doc__)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description=OptimizerConfig.__doc__)
+    selection: SelectionConfig = Field(default_factory=SelectionConfig, description=SelectionConfig.__doc__)
+    memory: MemoryConfig = Field(default_factory=MemoryConfig, description=MemoryConfig.__doc__)
+    watch: WatchConfig = Field(default_factory=WatchConfig, description=WatchConfig.__doc__, json_schema_extra=PLACEMENT)
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

@@ -74,11 +74,12 @@ def deal(indices: Indices, lengths: Indices, num_ranks: int, micro_batch_size: i
 
 @dataclass(frozen=True)
 class RowStore:
-    """All rows of an arm in three arrays: `ids` [tokens], `ends` [rows] (end of each row in `ids`), `prefixes` [rows]."""
+    """All rows of an arm in arrays: `ids` [tokens], `ends` [rows] (end of each row in `ids`), `prefixes` [rows], `weights` [rows]."""
 
     ids: npt.NDArray[np.int32]
     ends: Indices
     prefixes: Indices
+    weights: npt.NDArray[np.float32]
     example_ids: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -98,7 +99,7 @@ class RowStore:
         """Return one row (its prompt id is not kept)."""
         start = int(self.ends[number - 1]) if number else 0
         ids = tuple(int(token) for token in self.ids[start : int(self.ends[number])])
-        return Row(self.example_ids[number], "", ids, int(self.prefixes[number]))
+        return Row(self.example_ids[number], "", ids, int(self.prefixes[number]), float(self.weights[number]))
 
 
 def save_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -109,6 +110,7 @@ def save_rows(path: Path, rows: Sequence[Row]) -> None:
         "ids": np.concatenate([np.asarray(row.ids, dtype=np.int32) for row in rows]),
         "ends": np.cumsum([len(row.ids) for row in rows], dtype=np.int64),
         "prefixes": np.asarray([row.num_prefix for row in rows], dtype=np.int64),
+        "weights": np.asarray([row.weight for row in rows], dtype=np.float32),
     }
     with replacing(path) as aside:
         save_file(tensors, aside, metadata={"example_ids": json.dumps([row.example_id for row in rows])})
@@ -120,4 +122,5 @@ def load_rows(path: Path) -> RowStore:
 
     with safe_open(path, framework="numpy") as file:
         example_ids = tuple(json.loads(file.metadata()["example_ids"]))
-        return RowStore(file.get_tensor("ids"), file.get_tensor("ends"), file.get_tensor("prefixes"), example_ids)
+        ids, ends, prefixes, weights = (file.get_tensor(name) for name in ("ids", "ends", "prefixes", "weights"))
+        return RowStore(ids, ends, prefixes, weights, example_ids)

@@ -16,11 +16,24 @@ TIMEOUT_S = 1800
 
 @dataclass(frozen=True)
 class Group:
-    """The process group; collectives must be called by every rank in the same order."""
+    """The process group; collectives must be called by every rank in the same order.
+
+    Ranks are dealt to data-parallel places: `data_rank` of `data_size`. Those that share a place share its rows.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of a step's rows this rank works on."""
+        return self.rank
+
+    @property
+    def data_size(self) -> int:
+        """In how many shares a step's rows are dealt."""
+        return self.world_size
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the element-wise sum of `values` over ranks, in fp64."""

@@ -12,7 +12,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,10 +62,12 @@ def deepspeed_config(train: TrainConfig, num_ranks: int, on_gpu: bool, universal
 class Engine:
     """A model under DeepSpeed on this rank. Needs an initialised process group; `close()` frees what DeepSpeed keeps globally.
 
-    `universal`: `load` will be given a checkpoint in universal form.
+    `prepare` changes the model before DeepSpeed takes it. `universal`: `load` will be given a checkpoint in universal form.
     """
 
-    def __init__(self, train: TrainConfig, model_folder: str, group: Group, universal: bool = False) -> None:
+    def __init__(
+        self, train: TrainConfig, model_folder: str, group: Group, prepare: Callable[[Any], None], universal: bool = False
+    ) -> None:
         device = group.device
         deepspeed = import_deepspeed(on_gpu=device.type == "cuda")
         self.train = train
@@ -74,6 +76,7 @@ class Engine:
         config = deepspeed_config(train, group.world_size, on_gpu=device.type == "cuda", universal=universal)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         model = _load_model(train, model_folder, config)
+        prepare(model)
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()

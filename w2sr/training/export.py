@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from w2sr.tables import sync_folder
 from w2sr.training.dist import Group
 from w2sr.training.engine import Engine
@@ -21,12 +24,15 @@ class ExportError(AssertionError):
     """The exported model is not the trained one. The checkpoint is still there; nothing was published."""
 
 
-def export(engine: Engine, group: Group, start_model: str, folder: Path, probe: torch.Tensor) -> None:
+def export(engine: Engine, group: Group, start_model: str, folder: Path, input_ids: npt.NDArray[np.int64]) -> None:
     """Write `folder` (safetensors, config, generation config, tokenizer, chat template), reload it and compare logits; collective.
 
-    `probe` [sequences, tokens] is run through the live model and through the reloaded one. The folder appears by a rename, after the
+    `input_ids` [sequences, tokens] are run through the live model and through the reloaded one. The folder appears by a rename, after the
     comparison. Raises ExportError on every rank when they differ.
     """
+    import torch
+
+    probe = torch.from_numpy(input_ids)
     with engine.evaluating():
         live = engine.forward(probe.to(group.device), None).float().cpu()
     state = engine.gathered_state(on_this_rank=group.rank == 0)

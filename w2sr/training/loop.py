@@ -10,36 +10,28 @@ What always holds:
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from w2sr.errors import UserError
-from w2sr.packing.pack import MicroBatch, collate_packed, collate_padded
-from w2sr.packing.rows import Row
-from w2sr.progress import MetricsLog
+from w2sr.packing.pack import MicroBatch
 from w2sr.tables import write_text
 from w2sr.training import checkpoint
 from w2sr.training.checkpoint import Position
-from w2sr.training.data import RowStore, deal, load_rows, num_steps, rows_of_step
 from w2sr.training.disk import full_disk_explained
 from w2sr.training.dist import Group, join_group
 from w2sr.training.engine import Engine
 from w2sr.training.export import export
-from w2sr.training.loss import sum_nll
+from w2sr.training.feed import Feed
+from w2sr.training.objective import Objective
 from w2sr.training.schedule import learning_rate
+from w2sr.training.selection import Selection
 from w2sr.training.signals import stop_requests
 from w2sr.training.spec import RESULT, TrainResult, TrainSpec
-
-if TYPE_CHECKING:
-    import torch
-
-METRICS = "metrics.jsonl"
+from w2sr.training.watch import Watch
 
 
 def train(spec: TrainSpec) -> bool:
@@ -54,11 +46,7 @@ def train(spec: TrainSpec) -> bool:
         group = join_group(spec.train.use_gpu)
         _prepare_process(spec)
         spec.train.check_size(group.world_size)
-        trainer = _Trainer(spec, group)
-        stack.callback(trainer.engine.close)
-        if group.rank == 0:
-            _forget_steps_from(Path(spec.output) / METRICS, trainer.position.step)
-            trainer.metrics = stack.enter_context(MetricsLog(Path(spec.output), first_step=trainer.position.step + 1))
+        trainer = _Trainer(spec, group, stack)
         if not trainer.run():
             return False
         trainer.finish()
@@ -75,35 +63,36 @@ def train_each(specs: Sequence[str]) -> None:
 
 
 class _Trainer:
-    """The state of one training on this rank."""
+    """The state of one training on this rank; `stack` closes what it opens."""
 
-    def __init__(self, spec: TrainSpec, group: Group) -> None:
+    def __init__(self, spec: TrainSpec, group: Group, stack: ExitStack) -> None:
         self.spec = spec
         self.group = group
-        self.rows = load_rows(Path(spec.rows))
-        self.lengths = self.rows.lengths
-        self.num_steps = num_steps(len(self.rows), spec.train.global_batch_size, spec.train.epochs, spec.train.max_steps)
         self.checkpoints = Path(spec.output) / "checkpoints"
-        self.metrics: MetricsLog | None = None
         self.identity = spec.identity()
         saved = checkpoint.find(group, self.checkpoints, self.identity, sharded=spec.train.zero_stage > 0)
-        self.engine = Engine(spec.train, spec.model, group, universal=saved is not None and saved.universal)
-        self.layout = _Layout.of(self.engine, spec)
+        self.objective = Objective(spec, group)
+        self.engine = Engine(spec.train, spec.model, group, self.objective.prepare, universal=saved is not None and saved.universal)
+        stack.callback(self.engine.close)
+        self.feed = Feed(spec, group, self.engine.module.config)
+        self.num_steps = self.feed.num_steps
+        self.selection = Selection(spec, group, self.engine, self.objective, self.feed)
         if saved is not None:
             self.engine.load(saved.folder, checkpoint.TAG)
         self.position = (saved.position if saved is not None else Position()).on(group.world_size)
         self.saved_step = self.position.step
+        self.watch = Watch(spec, group, first_step=self.position.step + 1)
+        stack.callback(self.watch.close)
 
     def run(self) -> bool:
         """Do the remaining steps; return False when asked to stop (the state is saved)."""
         with stop_requests() as stop_requested:
             for step in range(self.position.step, self.num_steps):
                 if step == 0:
-                    self._log_selection(0)
+                    self._evaluate(0)
                 stop = self._step(step, stop_requested())
                 last = step + 1 == self.num_steps
-                if last:
-                    self._log_selection(self.num_steps)
+                self._evaluate(step + 1)
                 if stop or ((step + 1) % self.spec.train.checkpoint_every == 0 and not last):
                     self._save()
                 if stop and not last:
@@ -113,8 +102,8 @@ class _Trainer:
     def finish(self) -> None:
         """Save, export, say so, and then remove the checkpoint."""
         self._save()
-        probe = next(iter(self._micro_batches(0)))[1]
-        export(self.engine, self.group, self.spec.model, Path(self.spec.output) / "model", self._tensor(probe.input_ids))
+        probe = next(self.feed.micro_batches(self.feed.step(0)))[1]
+        export(self.engine, self.group, self.spec.model, Path(self.spec.output) / "model", probe.input_ids)
         if self.group.rank == 0:
             done = self.position
             seconds, rank_seconds = round(done.seconds, 3), round(done.rank_seconds, 3)
@@ -124,44 +113,39 @@ class _Trainer:
                 shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.group.barrier()
 
-    def _step(self, step: int, stop_requested: bool) -> bool:
+    def _step(self, number: int, stop_requested: bool) -> bool:
         """Do one optimizer step; return whether any rank was asked to stop."""
         began = time.monotonic()
-        indices = rows_of_step(len(self.rows), self.spec.train.global_batch_size, self.spec.seed, step)
-        num_supervised = int((self.lengths[indices] - self.rows.prefixes[indices]).sum())
-        num_tokens = int(self.lengths[indices].sum())
-        _seed_step(self.spec.seed, step, self.group.rank)
-        micro_batches = list(self._micro_batches(step))
-        nll, suspects = 0.0, list[str]()
-        for number, (examples, batch) in enumerate(micro_batches):
-            loss = sum_nll(self._logits(batch), self._tensor(batch.labels))
-            value = float(loss.detach())
-            if not abs(value) < float("inf"):
-                suspects += examples
-            nll += value
-            self.engine.backward(loss * (self.group.world_size / num_supervised), last=number + 1 == len(micro_batches))
+        step = self.feed.step(number)
+        _seed_step(self.spec.seed, number, self.group.rank)
+        self.objective.begin_step(number, self.num_steps)
+        with self.watch.timed("data"):
+            micro_batches = list(self.feed.micro_batches(step))
+        nll, suspects = self._gradients(micro_batches, self.group.world_size / self.objective.normaliser(self.feed.rows, step))
         # One small all-reduce a step carries the loss and both flags; it stands before the update, so a bad step changes nothing.
         total, num_bad, num_stops = self.group.sum([nll, float(bool(suspects)), float(stop_requested)])
         if num_bad:
-            self._refuse(step, "the loss", suspects)
-        rate = learning_rate(self.spec.train, step, self.num_steps)
+            self._refuse(number, "the loss", suspects)
+        rate = learning_rate(self.spec.train, number, self.num_steps)
         norm = self.engine.step(rate)
         if not norm < float("inf"):
-            self._refuse(step, "the gradient", [example for examples, _ in micro_batches for example in examples])
+            self._refuse(number, "the gradient", [example for examples, _ in micro_batches for example in examples])
         seconds = time.monotonic() - began
-        done = self.position
-        self.position = Position(
-            step + 1,
-            done.tokens + num_tokens,
-            done.supervised_tokens + num_supervised,
-            done.seconds + seconds,
-            done.rank_seconds + seconds * self.group.world_size,
-            done.sizes,
-        )
-        if self.metrics is not None:
-            values = {"loss": total / num_supervised, "grad_norm": norm, "learning_rate": rate, "supervised_tokens": num_supervised}
-            self.metrics.log(step + 1, {**values, "tokens_per_s": round(num_tokens / seconds, 1)})
+        self.position = self.position.after(step.num_tokens, step.num_supervised, seconds, self.group.world_size)
+        values = {"loss": total / step.num_supervised, "grad_norm": norm, "learning_rate": rate, "supervised_tokens": step.num_supervised}
+        self.watch.log(number + 1, {**values, "tokens_per_s": round(step.num_tokens / seconds, 1)})
         return num_stops > 0
+
+    def _gradients(self, micro_batches: Sequence[tuple[list[str], MicroBatch]], scale: float) -> tuple[float, list[str]]:
+        """Accumulate the gradients of `scale` times the loss; return the NLL and the examples of micro-batches where it is not finite."""
+        nll, suspects = 0.0, list[str]()
+        for number, (examples, batch) in enumerate(micro_batches):
+            loss = self.objective.loss(self.engine, batch)
+            if not abs(loss.nll) < float("inf"):
+                suspects += examples
+            nll += loss.nll
+            self.engine.backward(loss.total * scale, last=number + 1 == len(micro_batches))
+        return nll, suspects
 
     def _refuse(self, step: int, what: str, suspects: list[str]) -> None:
         names = sorted(name for of_rank in self.group.all(suspects) for name in of_rank)
@@ -171,72 +155,18 @@ class _Trainer:
             f"examples {shown}. Look at those rows in the curated arm, or lower train.learning_rate={self.spec.train.learning_rate}"
         )
 
-    def _micro_batches(self, step: int) -> Iterator[tuple[list[str], MicroBatch]]:
-        train = self.spec.train
-        indices = rows_of_step(len(self.rows), train.global_batch_size, self.spec.seed, step)
-        for of_ranks in deal(indices, self.lengths, self.group.world_size, train.micro_batch_size):
-            rows = [self.rows.row(int(number)) for number in of_ranks[self.group.rank]]
-            yield [row.example_id for row in rows], self.layout.collate(rows)
-
-    def _logits(self, batch: MicroBatch) -> torch.Tensor:
-        positions = None if batch.position_ids is None else self._tensor(batch.position_ids)
-        return self.engine.forward(self._tensor(batch.input_ids), positions)
-
-    def _tensor(self, array: object) -> torch.Tensor:
-        import torch
-
-        return torch.as_tensor(array).to(self.group.device)
-
     def _save(self) -> None:
         if self.saved_step != self.position.step:
-            checkpoint.save(self.engine, self.group, self.checkpoints, self.position, self.identity)
+            with self.watch.timed("checkpoint"):
+                checkpoint.save(self.engine, self.group, self.checkpoints, self.position, self.identity)
             self.saved_step = self.position.step
 
-    def _log_selection(self, step: int) -> None:
-        """Log the mean NLL of the selection rows, dealt over ranks like a training step."""
-        if self.spec.selection_rows is None:
-            return
-        rows = load_rows(Path(self.spec.selection_rows))
-        nll = 0.0
-        with self.engine.evaluating():
-            for batch in _even_batches(rows, self.layout, self.group, self.spec.train.micro_batch_size):
-                nll += float(sum_nll(self._logits(batch), self._tensor(batch.labels)))
-        (total,) = self.group.sum([nll])
-        if self.metrics is not None:
-            self.metrics.log(step, {"selection/loss": total / rows.num_supervised})
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How rows become a micro-batch for this model."""
-
-    packing: bool
-    pad_id: int
-    capacity: int
-    flatten: bool
-
-    @classmethod
-    def of(cls, engine: Engine, spec: TrainSpec) -> _Layout:
-        config = engine.module.config
-        flash = str(getattr(config, "_attn_implementation", "")).startswith("flash")
-        return cls(spec.train.packing, int(config.pad_token_id or 0), spec.train.max_length, flash)
-
-    def collate(self, rows: Sequence[Row]) -> MicroBatch:
-        if self.packing:
-            return collate_packed(rows, self.pad_id, self.capacity, self.flatten)
-        return collate_padded(rows, self.pad_id)
-
-
-def _even_batches(rows: RowStore, layout: _Layout, group: Group, micro_batch_size: int) -> Iterator[MicroBatch]:
-    """Yield micro-batches of this rank's share; every rank yields as many (ZeRO-3 gathers in each forward), extra ones unsupervised."""
-    import numpy as np
-
-    order = np.argsort(-rows.lengths, kind="stable")
-    size = micro_batch_size * group.world_size
-    for start in range(0, len(order), size):
-        mine = [int(number) for number in order[start : start + size][group.rank :: group.world_size]]
-        batch = layout.collate([rows.row(number) for number in mine or [int(order[0])]])
-        yield batch if mine else MicroBatch(batch.input_ids, np.full_like(batch.labels, -100), batch.position_ids)
+    def _evaluate(self, step: int) -> None:
+        """Evaluate the selection split where it is due after `step` optimizer steps."""
+        if self.selection.is_due(step, self.num_steps):
+            with self.watch.timed("selection"):
+                loss = self.selection.loss()
+            self.watch.log(step, {"selection/loss": loss})
 
 
 def _prepare_process(spec: TrainSpec) -> None:
@@ -254,18 +184,3 @@ def _seed_step(seed: int, step: int, rank: int) -> None:
     import torch
 
     torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
-
-
-def _forget_steps_from(path: Path, step: int) -> None:
-    """Drop rows of metrics.jsonl past `step` optimizer steps: they are about to be done again. A torn last line goes too."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a kill in the middle of a write
-        if row["step"] <= step and step:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))

@@ -1,8 +1,4 @@
-"""The loss of a micro-batch and what it is divided by.
-
-Loss of a step = sum of token NLL over all micro-batches and ranks / supervised tokens of the step: one global count, never a mean of means.
-DeepSpeed averages gradients over ranks, so each micro-batch's sum is multiplied by world_size / global count before its backward pass.
-"""
+"""Token NLL from logits."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from w2sr.packing import attention
 from w2sr.training.config import TrainConfig
 from w2sr.training.dist import Group
 
@@ -89,8 +90,16 @@ class Engine:
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
         """Return logits [sequences, tokens, vocabulary] in the training precision. All ranks call it together (ZeRO-3 gathers)."""
-        logits: torch.Tensor = self._engine(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+        logits: torch.Tensor = self._engine(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, **self.rows(position_ids)
+        ).logits
         return logits
+
+    def rows(self, position_ids: torch.Tensor | None) -> dict[str, Any]:
+        """Return what the model needs to know of where packed rows end, beside their `position_ids` [1, tokens]."""
+        if position_ids is None or self.module.config._attn_implementation != attention.NAME:
+            return {}
+        return {"cu_seq_lens_q": attention.row_ends(position_ids)}
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Add the gradients of `loss`; `last` marks the last micro-batch of the optimizer step."""
@@ -195,14 +204,17 @@ def _saved_buffers(module: Any) -> list[tuple[str, torch.Tensor]]:
 def _load_model(train: TrainConfig, folder: str, config: dict[str, Any]) -> Any:
     """Load the model; under ZeRO-3 each rank keeps only its shard, parameter by parameter (transformers' zero.Init)."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.integrations import deepspeed as integration
 
     # transformers looks at a global (weak) reference to this object while it loads; it must not outlive the loading, or every later
     # from_pretrained in this process would shard too.
     sharded = integration.HfDeepSpeedConfig(config) if train.zero_stage == 3 else None
+    attention.register()
+    chosen = attention.attention_for(AutoConfig.from_pretrained(folder), half_on_gpu=train.use_gpu and train.precision != "fp32")
+    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if train.precision == "bf16" else torch.float32)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=chosen)
     finally:
         integration.unset_hf_deepspeed_config()
         del sharded

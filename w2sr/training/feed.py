@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from w2sr.packing import attention
 from w2sr.packing.pack import IGNORED, MicroBatch, collate_packed, collate_padded
 from w2sr.packing.rows import Row
 from w2sr.training.data import Indices, RowStore, deal, load_rows, num_steps, rows_of_step
@@ -34,7 +35,7 @@ class Feed:
         self._spec = spec
         self._group = group
         self._pad_id = int(model_config.pad_token_id or 0)
-        self._flatten = str(getattr(model_config, "_attn_implementation", "")).startswith("flash")
+        self._flatten = attention.takes_one_sequence(model_config)
 
     @property
     def num_steps(self) -> int:

@@ -52,7 +52,7 @@ def make_spec(folder: Path, name: str, **changes: Any) -> TrainSpec:
         "max_length": 64,
         "packing": False,
         "learning_rate": 3e-3,
-        "weight_decay": 0.1,
+        "optimizer": {"weight_decay": 0.1},
         "checkpoint_every": 2,
     }
     train = TrainConfig.model_validate(values | changes)

@@ -66,7 +66,11 @@ def plain_adamw(spec: TrainSpec) -> Reference:
 
     train, rows = spec.train, load_rows(Path(spec.rows))
     model = AutoModelForCausalLM.from_pretrained(spec.model).train()
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(train.adam_beta1, train.adam_beta2), eps=1e-8, weight_decay=train.weight_decay)
+    groups = [
+        {"params": [parameter for parameter in model.parameters() if (parameter.dim() > 1) == decays], "weight_decay": decays * 0.1}
+        for decays in (True, False)
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     log = []
     for step in range(5):
         batch = collate_padded([rows.row(int(n)) for n in rows_of_step(len(rows), train.global_batch_size, spec.seed, step)], 0)
@@ -75,7 +79,8 @@ def plain_adamw(spec: TrainSpec) -> Reference:
         loss = sum_nll(logits, torch.from_numpy(batch.labels)) / batch.num_supervised
         loss.backward()
         log.append((loss.item(), torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm).item()))
-        optimizer.param_groups[0]["lr"] = learning_rate(train, step, 5)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(train, step, 5)
         optimizer.step()
     return {name: parameter.detach() for name, parameter in model.named_parameters()}, log
 

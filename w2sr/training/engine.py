@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from w2sr.packing import attention
 from w2sr.training.config import TrainConfig
 from w2sr.training.dist import Group
+from w2sr.training.optimizer import optimizer_section, parameter_groups
 
 if TYPE_CHECKING:
     import torch
@@ -36,22 +37,13 @@ def deepspeed_config(train: TrainConfig, num_ranks: int, on_gpu: bool, universal
     if train.zero_stage == 3:
         zero["stage3_prefetch_bucket_size"] = BUCKET_ELEMENTS
         zero["stage3_param_persistence_threshold"] = PERSISTENT_ELEMENTS
-    optimizer = {
-        "lr": train.learning_rate,
-        "betas": [train.adam_beta1, train.adam_beta2],
-        "eps": 1e-8,
-        "weight_decay": train.weight_decay,
-        "torch_adam": True,  # DeepSpeed's own Adam wants a compiler on the training machine
-    }
-    if on_gpu:
-        optimizer["fused"] = True
     return {
         "train_batch_size": train.micro_batch_size * num_ranks,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": 1,  # the boundary is ours
         "gradient_clipping": train.max_grad_norm,
         "steps_per_print": 1 << 30,
-        "optimizer": {"type": "AdamW", "params": optimizer},
+        "optimizer": optimizer_section(train, offloaded=False),
         "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
         **({"data_types": {"grad_accum_dtype": "fp32"}} if train.zero_stage else {}),
         "zero_optimization": zero,
@@ -81,7 +73,7 @@ class Engine:
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
-        self._engine = deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=config)[0]
+        self._engine = deepspeed.initialize(model=model, model_parameters=parameter_groups(train, model), config=config)[0]
 
     @property
     def module(self) -> Any:

@@ -26,9 +26,9 @@ def test_the_deepspeed_configuration_is_the_committed_one() -> None:
     assert found == json.loads(GOLDEN.read_text()), f"DeepSpeed's configuration changed; to accept: python -m {__name__}"
 
 
-def test_the_batch_of_a_smaller_group_and_the_universal_form_are_asked_of_deepspeed() -> None:
-    config = deepspeed_config(TrainConfig(max_steps=1, num_ranks=4, micro_batch_size=8), 2, on_gpu=False, universal=True)
-    assert config["train_batch_size"] == 16
+def test_the_number_of_ranks_and_the_universal_form_are_asked_of_deepspeed() -> None:
+    config = deepspeed_config(TrainConfig(max_steps=1, num_ranks=4), 2, on_gpu=False, universal=True)
+    assert config["train_batch_size"] == 2
     assert config["checkpoint"] == {"load_universal": True}
 
 

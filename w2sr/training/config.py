@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -72,13 +72,39 @@ class TrainConfig(StrictModel):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Precision of weights in the forward and backward pass.")
     epochs: float | None = Field(None, gt=0, description="Passes over the arm. Give this or max_steps.")
     max_steps: int | None = Field(None, gt=0, description="Optimizer steps. Give this or epochs.")
-    global_batch_size: int = Field(128, gt=0, description="Rows of one optimizer step, over all ranks.")
-    micro_batch_size: int = Field(
-        8, gt=0, description="Rows a rank processes at once; global_batch_size must be a multiple of micro_batch_size * num_ranks."
+    global_batch_size: int | None = Field(
+        None,
+        gt=0,
+        description="Sequences of one optimizer step, over all ranks: rows, or with packing full sequences of max_length. This or "
+        "global_batch_tokens; of neither: 128 rows without packing.",
     )
-    max_length: int = Field(4096, gt=1, description="Tokens of a row, prefix included. Longer rows are dropped and counted, never cut.")
+    global_batch_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="Tokens of one optimizer step, over all ranks: a row or packed sequence belongs to the step in which its first token "
+        "falls. This or global_batch_size; of neither: 131072 with packing.",
+    )
+    micro_batch_size: int | None = Field(
+        None,
+        gt=0,
+        description="Sequences a rank processes at once; global_batch_size must be a multiple of micro_batch_size * num_ranks. This or "
+        "micro_batch_tokens; of neither: 1 with packing, else 8.",
+    )
+    micro_batch_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="Tokens a rank processes at once at most, padding included. Any number of ranks then carries the global batch. This or "
+        "micro_batch_size.",
+    )
+    max_length: int = Field(
+        4096,
+        gt=1,
+        description="Tokens of a row (with its prefix) and of a packed sequence. Longer rows are dropped and counted, never cut.",
+    )
     packing: bool = Field(
-        True, description="Put the rows of a micro-batch end to end in sequences of max_length, without attention across rows."
+        True,
+        description="Put rows end to end in sequences of max_length, without attention across rows. false: one row a sequence, rows of "
+        "like length together.",
     )
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
@@ -110,17 +136,45 @@ class TrainConfig(StrictModel):
             raise ValueError("zero_stage=0 with precision=bf16 keeps no fp32 master weights; use zero_stage 1, 2 or 3, or precision: fp32")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_batch(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        packing, found = values.get("packing", True), dict(values)
+        if values.get("global_batch_size") is None and values.get("global_batch_tokens") is None:
+            found |= {"global_batch_tokens": 131_072} if packing else {"global_batch_size": 128}
+        if values.get("micro_batch_size") is None and values.get("micro_batch_tokens") is None:
+            found["micro_batch_size"] = 1 if packing else 8
+        return found
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> TrainConfig:
+        for size, tokens in (("global_batch_size", "global_batch_tokens"), ("micro_batch_size", "micro_batch_tokens")):
+            given = getattr(self, size), getattr(self, tokens)
+            if None not in given:
+                raise ValueError(f"give one of {size} and {tokens}; given: {size}={given[0]}, {tokens}={given[1]} (null is not given)")
+            if given[1] is not None and given[1] < self.max_length:
+                raise ValueError(
+                    f"{tokens}={given[1]} is less than max_length={self.max_length}, the longest row there may be; give at least that, "
+                    "or lower max_length"
+                )
+        return self
+
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
-        group = self.micro_batch_size * self.num_ranks
-        if self.global_batch_size % group:
-            below = self.global_batch_size // group * group
-            nearest = ", ".join(str(size) for size in (below, below + group) if size)
-            raise ValueError(
-                f"global_batch_size={self.global_batch_size} is not divisible by micro_batch_size * num_ranks = "
-                f"{self.micro_batch_size} * {self.num_ranks}; nearest valid: {nearest}"
-            )
-        return self
+        if self._carries(self.num_ranks):
+            return self
+        if self.global_batch_size is None or self.micro_batch_size is None:
+            raise ValueError(self._which_carry(self.num_ranks))
+        group = self.micro_batch_size * self.data_size(self.num_ranks)
+        below = self.global_batch_size // group * group
+        nearest = ", ".join(str(size) for size in (below, below + group) if size)
+        raise ValueError(
+            f"global_batch_size={self.global_batch_size} is not divisible by micro_batch_size * num_ranks = "
+            f"{self.micro_batch_size} * {self.data_size(self.num_ranks)}; nearest valid: {nearest}; or give micro_batch_tokens in place of "
+            "micro_batch_size: then any number of ranks carries the batch"
+        )
 
     @model_validator(mode="after")
     def _fewer_ranks_carry_the_batch(self) -> TrainConfig:
@@ -153,12 +207,35 @@ class TrainConfig(StrictModel):
             f"or set train.num_ranks={num_ranks}{fewer}"
         )
 
+    def data_size(self, num_ranks: int) -> int:
+        """Return in how many shares a group of `num_ranks` deals the rows of a step."""
+        return num_ranks
+
     def _carries(self, num_ranks: int) -> bool:
-        return self.global_batch_size % (self.micro_batch_size * num_ranks) == 0
+        shares = self.data_size(num_ranks)
+        if self.global_batch_size is not None and self.micro_batch_size is not None:
+            return self.global_batch_size % (self.micro_batch_size * shares) == 0
+        return shares <= self._most_shares()
+
+    def _most_shares(self) -> int:
+        """With more shares than this some rank would have nothing to do in every step."""
+        if self.global_batch_size is not None:
+            return self.global_batch_size
+        assert self.global_batch_tokens is not None
+        return self.global_batch_tokens // (self.max_length if self.packing else 1)
 
     def _which_carry(self, most: int) -> str:
+        if self.global_batch_size is None or self.micro_batch_size is None:
+            batch = f"global_batch_size={self.global_batch_size}"
+            if self.global_batch_size is None:
+                batch = f"global_batch_tokens={self.global_batch_tokens} with max_length={self.max_length}"
+            return (
+                f"{batch} makes {self._most_shares()} sequences a step, too few for {most} ranks: some would have nothing to do. Give at "
+                f"most {self._most_shares()} ranks or a larger global batch"
+            )
         sizes = ", ".join(str(size) for size in range(1, most + 1) if self._carries(size)) or "none"
         return (
             f"global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size * ranks, {self.micro_batch_size} * ranks. "
-            f"Numbers of ranks up to {most} that carry it: {sizes}; or change train.micro_batch_size"
+            f"Numbers of ranks up to {most} that carry it: {sizes}; or change train.micro_batch_size, or give train.micro_batch_tokens in "
+            "its place: then any number carries it"
         )

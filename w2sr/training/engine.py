@@ -38,8 +38,8 @@ def deepspeed_config(train: TrainConfig, num_ranks: int, on_gpu: bool, universal
         zero["stage3_prefetch_bucket_size"] = BUCKET_ELEMENTS
         zero["stage3_param_persistence_threshold"] = PERSISTENT_ELEMENTS
     return {
-        "train_batch_size": train.micro_batch_size * num_ranks,
-        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "train_batch_size": num_ranks,  # nominal: how many rows a rank has at once is the feed's business
+        "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # the boundary is ours
         "gradient_clipping": train.max_grad_norm,
         "steps_per_print": 1 << 30,

@@ -26,7 +26,7 @@ from w2sr.artifacts import model_digest
 from w2sr.packing.rows import Row
 from w2sr.training.config import TrainConfig
 from w2sr.training.data import save_rows
-from w2sr.training.engine import deepspeed_config
+from w2sr.training.deepspeed_dict import deepspeed_config
 from w2sr.training.spec import TrainSpec
 
 ROOT = Path(__file__).parents[2]

@@ -7,34 +7,9 @@ import pytest
 
 from w2sr.errors import UserError
 from w2sr.training.config import TrainConfig
-from w2sr.training.engine import deepspeed_config
 from w2sr.training.loss import sum_nll
 from w2sr.training.spec import TrainResult, TrainSpec
 from w2sr.training.watch import forget_steps_from
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "deepspeed.json"
-CASES = {
-    "zero0-fp32-cpu": (TrainConfig(zero_stage=0, max_steps=1), False),
-    "zero2-fp32-cpu": (TrainConfig(zero_stage=2, max_steps=1), False),
-    "zero3-bf16-gpu": (TrainConfig(zero_stage=3, precision="bf16", num_ranks=8, micro_batch_size=4, max_steps=1), True),
-}
-
-
-def test_the_deepspeed_configuration_is_the_committed_one() -> None:
-    """To accept a change: python -m tests.unit.test_training_engine"""
-    found = {name: deepspeed_config(train, train.num_ranks, on_gpu) for name, (train, on_gpu) in CASES.items()}
-    assert found == json.loads(GOLDEN.read_text()), f"DeepSpeed's configuration changed; to accept: python -m {__name__}"
-
-
-def test_the_number_of_ranks_and_the_universal_form_are_asked_of_deepspeed() -> None:
-    config = deepspeed_config(TrainConfig(max_steps=1, num_ranks=4), 2, on_gpu=False, universal=True)
-    assert config["train_batch_size"] == 2
-    assert config["checkpoint"] == {"load_universal": True}
-
-
-def test_zero_0_in_bf16_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"zero_stage=0 with precision=bf16.*1, 2 or 3"):
-        TrainConfig(zero_stage=0, precision="bf16", max_steps=1)
 
 
 def test_the_loss_counts_supervised_tokens_only_and_in_chunks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,9 +80,3 @@ def test_the_command_refuses_wrong_arguments(arguments: list[str], message: str,
 
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
-
-
-if __name__ == "__main__":
-    GOLDEN.parent.mkdir(exist_ok=True)
-    golden = {name: deepspeed_config(train, train.num_ranks, on_gpu) for name, (train, on_gpu) in CASES.items()}
-    GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from w2sr.errors import UserError
 from w2sr.prompting import PromptStyle
 from w2sr.schema import PLACEMENT, StrictModel
+from w2sr.training.deepspeed_keys import refuse_derived
 from w2sr.training.loss_config import LossConfig
 from w2sr.training.memory_config import MemoryConfig
 from w2sr.training.optimizer_config import OptimizerConfig
@@ -69,7 +70,11 @@ class TrainConfig(StrictModel):
     zero_stage: Literal[0, 1, 2, 3] = Field(
         2, description="DeepSpeed ZeRO stage: 0 shards nothing (fp32 only), 1 optimizer states, 2 also gradients, 3 also parameters."
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Precision of weights in the forward and backward pass.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="Precision of weights in the forward and backward pass; master weights are fp32. fp16 (GPUs only) scales the loss and "
+        "repeats a step that overflows at half the scale.",
+    )
     epochs: float | None = Field(None, gt=0, description="Passes over the arm. Give this or max_steps.")
     max_steps: int | None = Field(None, gt=0, description="Optimizer steps. Give this or epochs.")
     global_batch_size: int | None = Field(
@@ -106,13 +111,28 @@ class TrainConfig(StrictModel):
         description="Put rows end to end in sequences of max_length, without attention across rows. false: one row a sequence, rows of "
         "like length together.",
     )
-    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
-    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0.")
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        "cosine", description="Learning rate after the warm-up. wsd: stable, then a decay over the last decay_ratio of the steps."
+    )
+    warmup_ratio: float | None = Field(
+        None, ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0. This or warmup_steps; of neither: 0.1."
+    )
+    warmup_steps: int | None = Field(None, ge=0, description="Steps in which the learning rate rises from 0. This or warmup_ratio.")
+    decay_ratio: float = Field(0.1, gt=0, le=1, description="Share of the steps in which wsd decays.")
+    decay_shape: Literal["linear", "cosine", "sqrt", "exponential"] = Field(
+        "sqrt", description="How wsd decays: sqrt is 1 - sqrt(progress); exponential is geometric, to min_learning_rate_ratio above 0."
+    )
     min_learning_rate_ratio: float = Field(0.0, ge=0, le=1, description="Last learning rate over the peak.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global norm.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
     checkpoint_every: int = Field(50, gt=0, description="Optimizer steps between checkpoints.", json_schema_extra=PLACEMENT)
+    asynchronous_checkpoints: bool = Field(
+        False,
+        description="Copy the state to memory of the CPU and write it from there while steps go on. Costs each rank as much of that memory "
+        "as it writes: with AdamW in bf16 about (12 / ranks + 2) bytes a parameter on rank 0, 12 / ranks on the others.",
+        json_schema_extra=PLACEMENT,
+    )
     keep_checkpoints: bool = Field(False, description="Keep the last training checkpoint after the export.", json_schema_extra=PLACEMENT)
     max_failures: int = Field(
         2, ge=0, description="Times a training is restarted from its last checkpoint after a rank died.", json_schema_extra=PLACEMENT
@@ -123,6 +143,11 @@ class TrainConfig(StrictModel):
     selection: SelectionConfig = Field(default_factory=SelectionConfig, description=SelectionConfig.__doc__)
     memory: MemoryConfig = Field(default_factory=MemoryConfig, description=MemoryConfig.__doc__)
     watch: WatchConfig = Field(default_factory=WatchConfig, description=WatchConfig.__doc__, json_schema_extra=PLACEMENT)
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further keys of DeepSpeed's configuration, for experts: buffer sizes, aio, profilers. Keys that follow from the rest "
+        "of train are refused; docs/memory.md lists them.",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -131,9 +156,36 @@ class TrainConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _one_schedule(self) -> TrainConfig:
+        if self.warmup_ratio is not None and self.warmup_steps is not None:
+            raise ValueError(f"give one of warmup_ratio and warmup_steps; given: {self.warmup_ratio} and {self.warmup_steps}")
+        if self.schedule != "wsd":
+            return self
+        if self.warmup_steps is None and self.warmup_share + self.decay_ratio > 1:
+            raise ValueError(
+                f"warmup_ratio={self.warmup_share} and decay_ratio={self.decay_ratio} are more than all the steps; lower one of them"
+            )
+        if self.decay_shape == "exponential" and not self.min_learning_rate_ratio:
+            raise ValueError("decay_shape=exponential never reaches 0: give min_learning_rate_ratio, such as 0.01, or another decay_shape")
+        return self
+
+    @model_validator(mode="after")
     def _master_weights(self) -> TrainConfig:
-        if self.zero_stage == 0 and self.precision == "bf16":
-            raise ValueError("zero_stage=0 with precision=bf16 keeps no fp32 master weights; use zero_stage 1, 2 or 3, or precision: fp32")
+        if self.zero_stage == 0 and self.precision != "fp32":
+            raise ValueError(
+                f"zero_stage=0 with precision={self.precision} keeps no fp32 master weights; use zero_stage 1, 2 or 3, or precision: fp32"
+            )
+        if self.precision == "fp16" and not self.use_gpu:
+            raise ValueError("precision=fp16 needs use_gpu=true: CPUs have no kernels for it; use bf16 or fp32")
+        return self
+
+    @model_validator(mode="after")
+    def _memory_combines(self) -> TrainConfig:
+        self.memory.refuse_what_does_not_combine(self.zero_stage, self.use_gpu, self.gradient_checkpointing)
+        refuse_derived(self.deepspeed)
+        undivided = self.memory.undivided(self.num_ranks)
+        if undivided is not None:
+            raise ValueError(undivided)
         return self
 
     @model_validator(mode="before")
@@ -188,6 +240,11 @@ class TrainConfig(StrictModel):
         return self
 
     @property
+    def warmup_share(self) -> float:
+        """Share of the steps in which the learning rate rises, when it is not given in steps."""
+        return self.warmup_ratio if self.warmup_ratio is not None else 0.1
+
+    @property
     def group_sizes(self) -> tuple[int, ...]:
         """Numbers of ranks a training may have, ascending; the last is num_ranks. Each carries the global batch in whole micro-batches."""
         least = self.min_ranks if self.min_ranks is not None else self.num_ranks
@@ -197,6 +254,9 @@ class TrainConfig(StrictModel):
         """Raise UserError unless a group of `num_ranks` may train."""
         if num_ranks in self.group_sizes:
             return
+        undivided = self.memory.undivided(num_ranks)
+        if undivided is not None:
+            raise UserError(undivided)
         least = self.group_sizes[0]
         if least <= num_ranks <= self.num_ranks:
             raise UserError(f"{num_ranks} ranks were started; {self._which_carry(self.num_ranks)}")
@@ -209,9 +269,11 @@ class TrainConfig(StrictModel):
 
     def data_size(self, num_ranks: int) -> int:
         """Return in how many shares a group of `num_ranks` deals the rows of a step."""
-        return num_ranks
+        return num_ranks // self.memory.sequence_parallel
 
     def _carries(self, num_ranks: int) -> bool:
+        if self.memory.undivided(num_ranks) is not None:
+            return False
         shares = self.data_size(num_ranks)
         if self.global_batch_size is not None and self.micro_batch_size is not None:
             return self.global_batch_size % (self.micro_batch_size * shares) == 0

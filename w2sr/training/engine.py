@@ -19,37 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from w2sr.packing import attention
 from w2sr.training.config import TrainConfig
+from w2sr.training.deepspeed_dict import deepspeed_config
 from w2sr.training.dist import Group
-from w2sr.training.optimizer import optimizer_section, parameter_groups
+from w2sr.training.optimizer import parameter_groups
+from w2sr.training.writing import Writer
 
 if TYPE_CHECKING:
     import torch
 
-BUCKET_ELEMENTS = 50_000_000  # DeepSpeed's default of 5e8 reserves 2 GB of fp32 a rank
-PERSISTENT_ELEMENTS = 10_000  # ZeRO-3 keeps norms and biases whole
 UNIVERSAL_VERSION = 0.2  # nothing is sharded by tensor parallelism, which is what later versions add to
-
-
-def deepspeed_config(train: TrainConfig, num_ranks: int, on_gpu: bool, universal: bool = False) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for a training by `num_ranks` ranks; `universal`: it will load a checkpoint in universal form."""
-    zero: dict[str, Any] = {"stage": train.zero_stage, "reduce_bucket_size": BUCKET_ELEMENTS, "allgather_bucket_size": BUCKET_ELEMENTS}
-    zero["overlap_comm"] = on_gpu
-    if train.zero_stage == 3:
-        zero["stage3_prefetch_bucket_size"] = BUCKET_ELEMENTS
-        zero["stage3_param_persistence_threshold"] = PERSISTENT_ELEMENTS
-    return {
-        "train_batch_size": num_ranks,  # nominal: how many rows a rank has at once is the feed's business
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,  # the boundary is ours
-        "gradient_clipping": train.max_grad_norm,
-        "steps_per_print": 1 << 30,
-        "optimizer": optimizer_section(train, offloaded=False),
-        "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
-        **({"data_types": {"grad_accum_dtype": "fp32"}} if train.zero_stage else {}),
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        **({"checkpoint": {"load_universal": True}} if universal else {}),
-    }
 
 
 class Engine:
@@ -128,8 +106,11 @@ class Engine:
         finally:
             self.module.train()
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Write weights and optimizer state under folder/tag; collective."""
+    def save(self, folder: Path, tag: str, writer: Writer) -> None:
+        """Give weights and optimizer state, as files under folder/tag, to `writer`; collective."""
+        files = self._engine.checkpoint_engine
+        files.save = lambda state_dict, path: writer.write(state_dict, Path(path))
+        files.preserves_storage_sharing = lambda: not writer.copies
         # The conversion of ZeRO 1 and 2 to the universal form refuses checkpoints without this.
         state = {"universal_checkpoint_info": {"universal_checkpoint_version": UNIVERSAL_VERSION}}
         self._engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)

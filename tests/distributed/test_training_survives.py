@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     spec = make_spec(tmp_path, "one", num_ranks=1)
     checkpoint = Path(spec.output) / "checkpoints" / "step-00000002"
     checkpoint.mkdir(parents=True)
-    position = {"step": 2, "tokens": 1, "supervised_tokens": 1, "seconds": 1.0, "rank_seconds": 1.0, "sizes": [[1, 1]]}
+    position = {"step": 2, "tokens": 1, "supervised_tokens": 1, "seconds": 1.0, "rank_seconds": 1.0, "sizes": [[1, 1]], "files": {}}
     (checkpoint / "complete.json").write_text(json.dumps({**position, "identity": "other", "world_size": 1}))
     with pytest.raises(UserError, match="belongs to another training"):
         train(spec)

@@ -1,7 +1,8 @@
 """Checkpoints that a kill cannot spoil.
 
 All ranks write into an aside folder; `complete.json` goes in last and the folder is renamed, so a folder with its final name is whole. An
-old checkpoint is removed only after the new one has its name. Half-written ones are removed when training starts again.
+old checkpoint is removed only after the new one has its name. Half-written ones are removed when training starts again. The writing may
+go on beside the next steps (writing.py); completing is done at a step boundary at which all ranks have written.
 
 ZeRO shards belong to a number of ranks. For another number they are brought into DeepSpeed's universal form (universal.py), in a folder
 inside the checkpoint's: it comes and goes with it, and the same number of ranks still loads the very bits that it saved.
@@ -14,14 +15,17 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from w2sr.errors import UserError
 from w2sr.tables import sync_folder, write_text
 from w2sr.training.dist import Group
 from w2sr.training.engine import Engine
 from w2sr.training.universal import ASIDE, sync_files, universal_form
+from w2sr.training.writing import Writer
 
 COMPLETE = "complete.json"
 TAG = "state"
@@ -68,56 +72,145 @@ class Saved:
     universal: bool
 
 
-def save(engine: Engine, group: Group, folder: Path, position: Position, identity: str) -> None:
-    """Save the state of all ranks as the newest checkpoint; collective."""
-    final = folder / f"step-{position.step:08d}"
-    aside = folder / f".{final.name}.aside"
-    if group.rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    group.barrier()
-    engine.save(aside, TAG)
-    sync_files(aside)  # each rank syncs what it wrote; the others' files cost it nothing
-    group.barrier()
-    if group.rank == 0:
-        values = {**dataclasses.asdict(position), "identity": identity, "world_size": group.world_size}
+class Checkpoints:
+    """The checkpoints of one training in `folder`. With `asynchronous` a checkpoint is written from a copy while steps go on.
+
+    Every rank calls the same methods at the same step boundaries. One checkpoint is under way at a time.
+    """
+
+    def __init__(self, group: Group, folder: Path, identity: str, asynchronous: bool) -> None:
+        self.folder = folder
+        self._group = group
+        self._identity = identity
+        self._asynchronous = asynchronous
+        self._writer = Writer(in_background=asynchronous)
+        self._open: Position | None = None
+        self._last: int | None = None
+
+    def find(self, sharded: bool) -> Saved | None:
+        """Return the checkpoint to go on from, as `find` does."""
+        saved = find(self._group, self.folder, self._identity, sharded)
+        self._last = saved.position.step if saved else None
+        return saved
+
+    def save(self, engine: Engine, position: Position) -> None:
+        """Save the state of all ranks as the newest checkpoint, unless that step's is there; asynchronous: begin to."""
+        if position.step == self._last:
+            return
+        self.settle()
+        self._writer.wait()
+        self._last, self._open = position.step, position
+        aside = self._aside(position)
+        if self._group.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        self._group.barrier()
+        engine.save(aside, TAG, self._writer)
+        self._writer.submit(lambda: sync_files(aside))
+        if not self._asynchronous:
+            self.settle()
+
+    def is_written(self) -> bool:
+        """Return whether this rank has written its part of the checkpoint under way. Raises what went wrong with that."""
+        return self._open is not None and self._writer.is_idle()
+
+    def settle(self) -> None:
+        """Complete the checkpoint under way, if there is one. Waits until all ranks have written."""
+        if self._open is None:
+            return
+        self._writer.wait()
+        aside, position = self._aside(self._open), self._open
+        self._open = None
+        sizes = self._group.all({str(Path(path).relative_to(aside)): size for path, size in self._writer.sizes().items()})
+        if self._group.rank == 0:
+            files = {name: size for of_rank in sizes for name, size in of_rank.items()}
+            values = {**dataclasses.asdict(position), "identity": self._identity, "world_size": self._group.world_size, "files": files}
+            self._complete(aside, self.folder / _name(position), values)
+        self._group.barrier()
+        if self._group.rank == 0:
+            self._writer.submit(lambda: self._remove_before(position))  # a large one takes seconds
+
+    def close(self) -> None:
+        """Finish writing. What was not completed is removed at the next start."""
+        self._writer.close()
+
+    def _aside(self, position: Position) -> Path:
+        return self.folder / f".{_name(position)}.aside"
+
+    def _complete(self, aside: Path, final: Path, values: dict[str, Any]) -> None:
         write_text(aside / COMPLETE, json.dumps(values, indent=1) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
-        sync_folder(folder)
-        for old in _finals(folder):
-            if old != final:
+        sync_folder(self.folder)
+
+    def _remove_before(self, position: Position) -> None:
+        for old in _finals(self.folder):
+            if old.name != _name(position):
                 shutil.rmtree(old)
-    group.barrier()
 
 
 def find(group: Group, folder: Path, identity: str, sharded: bool) -> Saved | None:
     """Return the newest complete checkpoint, in universal form if it was written by another number of ranks; None when there is none.
 
     `sharded`: ranks hold parts of the state (ZeRO 1 to 3). Every rank calls it. Raises UserError when the checkpoint belongs to another
-    configuration, model or data, or cannot be converted.
+    configuration, model or data, is damaged, or cannot be converted.
     """
     newest = _newest(folder) if group.rank == 0 else None
     newest = group.from_rank_zero(str(newest) if newest else None)
     if newest is None:
         return None
     values = json.loads((Path(newest) / COMPLETE).read_text(encoding="utf-8"))
-    found, world_size = values.pop("identity"), values.pop("world_size")
+    found, world_size, files = values.pop("identity"), values.pop("world_size"), values.pop("files")
     if found != identity:
         raise UserError(
             f"checkpoint {newest} belongs to another training (configuration, seed, model or rows differ); "
             f"restore them, or remove {folder} to start again"
         )
     position = Position(**{**values, "sizes": tuple((first, ranks) for first, ranks in values["sizes"])})
+    _refuse_damage(group, Path(newest), files)
     if world_size == group.world_size or not sharded:
         return Saved(position, Path(newest), universal=False)
     universal_form(Path(newest) / TAG, Path(newest) / UNIVERSAL, on_this_rank=group.rank == 0)
     return Saved(position, Path(newest) / UNIVERSAL, universal=True)
 
 
+def _refuse_damage(group: Group, checkpoint: Path, files: dict[str, int]) -> None:
+    """Raise UserError on every rank when a file of the checkpoint is not what was written; each rank reads its share of them.
+
+    torch.load does not compare the checksums that torch.save writes: a flipped bit would be trained on.
+    """
+    mine = sorted(files)[group.rank :: group.world_size]
+    damaged = [f"{name} {problem}" for name in mine if (problem := _damage(checkpoint / name, files[name]))]
+    found = sorted(text for of_rank in group.all(damaged) for text in of_rank)
+    if found:
+        more = f" and {len(found) - 1} more files" if len(found) > 1 else ""
+        raise UserError(
+            f"checkpoint {checkpoint} is damaged: {found[0]}{more}. It is the only one (an older one goes when the next is complete): "
+            f"restore its files from a backup, or remove {checkpoint} to train from the first step again"
+        )
+
+
+def _damage(path: Path, size: int) -> str:
+    """Return what is wrong with a file of torch.save (a ZIP archive), or nothing."""
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != size:
+        return f"has {path.stat().st_size} bytes where {size} were written"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        return f"cannot be read ({error})"
+    return f"has a wrong checksum in its record {damaged}" if damaged else ""
+
+
 def is_converting(folder: Path) -> bool:
     """Return whether a checkpoint in `folder` is being converted for another number of ranks."""
     return any(folder.glob(f"*/{ASIDE}*"))
+
+
+def _name(position: Position) -> str:
+    return f"step-{position.step:08d}"
 
 
 def _newest(folder: Path) -> Path | None:

@@ -20,7 +20,7 @@ from w2sr.errors import UserError
 from w2sr.packing.pack import MicroBatch
 from w2sr.tables import write_text
 from w2sr.training import checkpoint
-from w2sr.training.checkpoint import Position
+from w2sr.training.checkpoint import Checkpoints, Position
 from w2sr.training.disk import full_disk_explained
 from w2sr.training.dist import Group, join_group
 from w2sr.training.engine import Engine
@@ -68,9 +68,9 @@ class _Trainer:
     def __init__(self, spec: TrainSpec, group: Group, stack: ExitStack) -> None:
         self.spec = spec
         self.group = group
-        self.checkpoints = Path(spec.output) / "checkpoints"
-        self.identity = spec.identity()
-        saved = checkpoint.find(group, self.checkpoints, self.identity, sharded=spec.train.zero_stage > 0)
+        self.checkpoints = Checkpoints(group, Path(spec.output) / "checkpoints", spec.identity(), spec.train.asynchronous_checkpoints)
+        stack.callback(self.checkpoints.close)
+        saved = self.checkpoints.find(sharded=spec.train.zero_stage > 0)
         self.objective = Objective(spec, group)
         self.engine = Engine(spec.train, spec.model, group, self.objective.prepare, universal=saved is not None and saved.universal)
         stack.callback(self.engine.close)
@@ -80,7 +80,6 @@ class _Trainer:
         if saved is not None:
             self.engine.load(saved.folder, checkpoint.TAG)
         self.position = (saved.position if saved is not None else Position()).on(group.world_size)
-        self.saved_step = self.position.step
         self.watch = Watch(spec, group, first_step=self.position.step + 1)
         stack.callback(self.watch.close)
 
@@ -96,12 +95,14 @@ class _Trainer:
                 if stop or ((step + 1) % self.spec.train.checkpoint_every == 0 and not last):
                     self._save()
                 if stop and not last:
+                    self.checkpoints.settle()
                     return False
         return True
 
     def finish(self) -> None:
         """Save, export, say so, and then remove the checkpoint."""
         self._save()
+        self.checkpoints.settle()
         probe = next(self.feed.micro_batches(self.feed.step(0)))[1]
         export(self.engine, self.group, self.spec.model, Path(self.spec.output) / "model", probe.input_ids)
         if self.group.rank == 0:
@@ -110,7 +111,7 @@ class _Trainer:
             result = TrainResult(self.num_steps, done.tokens, done.supervised_tokens, seconds, rank_seconds, done.sizes)
             write_text(Path(self.spec.output) / RESULT, result.to_json())
             if not self.spec.train.keep_checkpoints:
-                shutil.rmtree(self.checkpoints, ignore_errors=True)
+                shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
         self.group.barrier()
 
     def _step(self, number: int, stop_requested: bool) -> bool:
@@ -122,8 +123,12 @@ class _Trainer:
         with self.watch.timed("data"):
             micro_batches = list(self.feed.micro_batches(step))
         nll, suspects = self._gradients(micro_batches, self.group.world_size / self.objective.normaliser(self.feed.rows, step))
-        # One small all-reduce a step carries the loss and both flags; it stands before the update, so a bad step changes nothing.
-        total, num_bad, num_stops = self.group.sum([nll, float(bool(suspects)), float(stop_requested)])
+        # One small all-reduce a step carries the loss and all flags; it stands before the update, so a bad step changes nothing.
+        flags = [bool(suspects), stop_requested, self.checkpoints.is_written()]
+        total, num_bad, num_stops, num_written = self.group.sum([nll, *map(float, flags)])
+        if num_written == self.group.world_size:
+            with self.watch.timed("checkpoint"):
+                self.checkpoints.settle()
         if num_bad:
             self._refuse(number, "the loss", suspects)
         rate = learning_rate(self.spec.train, number, self.num_steps)
@@ -156,10 +161,8 @@ class _Trainer:
         )
 
     def _save(self) -> None:
-        if self.saved_step != self.position.step:
-            with self.watch.timed("checkpoint"):
-                checkpoint.save(self.engine, self.group, self.checkpoints, self.position, self.identity)
-            self.saved_step = self.position.step
+        with self.watch.timed("checkpoint"):
+            self.checkpoints.save(self.engine, self.position)
 
     def _evaluate(self, step: int) -> None:
         """Evaluate the selection split where it is due after `step` optimizer steps."""

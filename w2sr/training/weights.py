@@ -1,0 +1,59 @@
+"""What a trace counts in the loss, from what is known of it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from w2sr.curation.facts import answer_hash
+from w2sr.errors import UserError
+from w2sr.grading.extract import extract_answers
+from w2sr.records import Example
+from w2sr.schema import nearest
+from w2sr.training.loss_config import LossConfig
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The final answers in an arm: of each prompt, how many traces give each (as hashes; 0: none), and how many traces there are."""
+
+    votes: Mapping[str, Counter[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> Agreement:
+        """Count the answers of an arm."""
+        votes: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        for example in examples:
+            votes[example.prompt_id][_answer(example)] += 1
+        return cls(votes)
+
+    def share(self, example: Example) -> float:
+        """Return the share of the traces of the example's prompt with its final answer, itself included; without one, only itself."""
+        votes, answer = self.votes[example.prompt_id], _answer(example)
+        return (votes[answer] if answer else 1) / votes.total()
+
+
+def row_weight(example: Example, num_supervised: int, config: LossConfig, agreement: Agreement) -> float:
+    """Return what each of the `num_supervised` tokens of an example counts in the loss; `agreement`: of its whole arm."""
+    weight = config.teacher_weights.get(example.origin, 1.0)
+    if example.verdict is not None:
+        weight *= config.verdict_weights.get(example.verdict, 1.0)
+    if config.agreement_power:
+        weight *= agreement.share(example) ** config.agreement_power
+    return weight / num_supervised if config.normalise == "traces" else weight
+
+
+def refuse_unknown_teachers(config: LossConfig, teachers: Iterable[str]) -> None:
+    """Raise UserError when a weight names a teacher that there is not."""
+    allowed = [*teachers, "gold", "human"]
+    for name in config.teacher_weights:
+        if name not in allowed:
+            raise UserError(
+                f"train.loss.teacher_weights names {name!r}, which is no teacher: {nearest(name, allowed)}allowed: {', '.join(allowed)}"
+            )
+
+
+def _answer(example: Example) -> int:
+    found = extract_answers(example.text)
+    return answer_hash(found.last) if found else 0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from w2sr.errors import UserError
 from w2sr.packing.rows import Row
 from w2sr.training.config import TrainConfig
 from w2sr.training.data import deal, load_rows, num_steps, rows_of_step, save_rows
-from w2sr.training.schedule import learning_rate
 
 
 @given(st.integers(8, 60), st.integers(1, 8), st.integers(0, 5), st.integers(1, 12))
@@ -128,24 +126,3 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
     assert [(store.row(number).ids, store.row(number).num_prefix) for number in range(len(store))] == [((5, 6, 7), 2), ((8, 9), 1)]
     assert store.example_ids == ("a", "b")
     assert store.num_supervised == 2
-
-
-def rates(**changes: object) -> list[float]:
-    train = TrainConfig.model_validate({"max_steps": 20, "learning_rate": 1.0, "warmup_ratio": 0.2, **changes})
-    return [learning_rate(train, step, 20) for step in range(21)]
-
-
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-def test_the_rate_rises_to_the_peak_and_ends_at_the_floor(schedule: str) -> None:
-    found = rates(schedule=schedule, min_learning_rate_ratio=0.1)
-    assert found[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert found[20] == pytest.approx(1.0 if schedule == "constant" else 0.1)
-    assert all(later <= earlier for earlier, later in pairwise(found[4:]))
-
-
-def test_no_step_has_a_rate_of_zero() -> None:
-    assert min(rates()[:20]) > 0
-
-
-def test_the_cosine_is_half_way_in_the_middle() -> None:
-    assert rates(warmup_ratio=0.0)[10] == pytest.approx(0.5)

@@ -68,12 +68,14 @@ def run_group(
     spec: GroupSpec,
     on_poll: Callable[[], None],
     say: Callable[[str], None],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run `function(argument)` on every rank and return when all have returned.
 
     Inside, RANK, WORLD_SIZE and LOCAL_RANK are set and torch.distributed is initialised (gloo, or NCCL on GPUs). `on_poll` is called in
     this thread about twice a second and once at the end; what it raises ends the wait. `say` gets a line when ranks are waited for, when
-    there are fewer than wanted and when they are started again. Needs a Ray session. Raises GroupError.
+    there are fewer than wanted and when they are started again. While `stopping` says so nothing new is begun: the call returns as
+    soon as no rank runs. Needs a Ray session. Raises GroupError.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -81,14 +83,22 @@ def run_group(
     run_dir = spec.work_dir / f"group-{uuid.uuid4().hex[:8]}"
     run_dir.mkdir(parents=True)
     failures, size = 0, spec.sizes[-1]
+    error: BaseException | None
     for attempt in itertools.count(1):
-        size = _find_room(spec, on_poll, say, before=size)
+        size = _find_room(_Wait(spec, on_poll, say, stopping), before=size)
+        if stopping():
+            error = None
+            break
         fit = functools.partial(_fit, function, argument, spec, size, run_dir, f"attempt-{attempt}")
         error = _attempt(fit, run_dir, on_poll)
         if error is not None:
             _free_leftovers()
         failures += error is not None and not _lost_its_room(error)
         if error is None or failures > spec.max_failures or not _is_of_the_group(error):
+            break
+        if stopping():
+            say(f"{_first_failure(error, size)}; stopping")
+            error = None
             break
         say(f"{_first_failure(error, size)}; starting again from the last checkpoint ({failures} of {spec.max_failures} restarts)")
     shutil.rmtree(spec.work_dir, ignore_errors=True)
@@ -128,52 +138,55 @@ def _free_leftovers() -> None:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
 
 
-def _find_room(spec: GroupSpec, on_poll: Callable[[], None], say: Callable[[str], None], before: int) -> int:
-    """Return how many ranks find room: the wanted number, or after `wait_s` the largest allowed one; waits until any does."""
+def _find_room(wait: _Wait, before: int) -> int:
+    """Return how many ranks find room: the wanted number, or after `wait_s` the largest allowed one; waits until any does, or a stop."""
+    spec = wait.spec
     wanted = spec.sizes[-1]
-    wait = _Wait(spec, on_poll, say)
     size = wanted if wait.for_room(wanted, max(spec.wait_s, TRY_S) if len(spec.sizes) > 1 else None) else 0
-    while not size:
+    while not size and not wait.stopping():
         size = next((fewer for fewer in reversed(spec.sizes[:-1]) if wait.for_room(fewer, TRY_S)), 0)
         size = size or (wanted if wait.for_room(wanted, TRY_S) else 0)
-    if size < wanted:
-        say(f"no room for {wanted} ranks in {spec.wait_s:.0f} s: going on with {size}; {wanted} are wanted again at the next restart")
-    elif before < wanted:
-        say(f"there is room for all {wanted} ranks again")
+    if 0 < size < wanted:
+        wait.say(f"no room for {wanted} ranks in {spec.wait_s:.0f} s: going on with {size}; {wanted} are wanted again at the next restart")
+    elif size and before < wanted:
+        wait.say(f"there is room for all {wanted} ranks again")
     return size
 
 
 class _Wait:
     """Waits for room, and says so: from the third second on every five seconds, after a minute every half a minute."""
 
-    def __init__(self, spec: GroupSpec, on_poll: Callable[[], None], say: Callable[[str], None]) -> None:
-        self._spec, self._on_poll, self._say = spec, on_poll, say
+    def __init__(self, spec: GroupSpec, on_poll: Callable[[], None], say: Callable[[str], None], stopping: Callable[[], bool]) -> None:
+        self.spec = spec
+        self.say = say
+        self.stopping = stopping
+        self._on_poll = on_poll
         self._began = time.monotonic()
         self._next_line = self._began + 3
 
     def for_room(self, size: int, limit_s: float | None) -> bool:
-        """Return whether a group of `size` found room within `limit_s` seconds (None: waits until it does)."""
+        """Return whether a group of `size` found room within `limit_s` seconds (None: waits until it does), and before a stop."""
         import ray
         from ray.util import placement_group, remove_placement_group
 
         deadline = None if limit_s is None else time.monotonic() + limit_s
         # Ray decides whether there is room; an autoscaler sees what is asked for.
-        room = placement_group([self._spec.resources] * size, strategy="PACK")
+        room = placement_group([self.spec.resources] * size, strategy="PACK")
         try:
             while not room.wait(POLL_S):
                 self._on_poll()
                 now = time.monotonic()
-                if deadline is not None and now >= deadline:
+                if self.stopping() or (deadline is not None and now >= deadline):
                     return False
                 if now >= self._next_line:
                     self._next_line = now + (5 if now - self._began < 60 else 30)
-                    self._say(self._line(ray.cluster_resources(), ray.available_resources()))
+                    self.say(self._line(ray.cluster_resources(), ray.available_resources()))
         finally:
             remove_placement_group(room)
         return True
 
     def _line(self, has: dict[str, float], free: dict[str, float]) -> str:
-        spec = self._spec
+        spec = self.spec
         needed = " and ".join(f"{number * spec.sizes[-1]:g} {kind}s" for kind, number in spec.resources.items())
         found = " and ".join(f"{free.get(kind, 0):g} of {has.get(kind, 0):g} {kind}s" for kind in spec.resources)
         text = f"waiting for {needed} for {spec.sizes[-1]} ranks; free: {found}"

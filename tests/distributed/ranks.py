@@ -27,6 +27,7 @@ from w2sr.packing.rows import Row
 from w2sr.training.config import TrainConfig
 from w2sr.training.data import save_rows
 from w2sr.training.deepspeed_dict import deepspeed_config
+from w2sr.training.signals import Stop
 from w2sr.training.spec import TrainSpec
 
 ROOT = Path(__file__).parents[2]
@@ -184,10 +185,10 @@ def main(path: str) -> None:
 
 
 @contextmanager
-def stopping_after(num_steps: int) -> Iterator[Callable[[], bool]]:
+def stopping_after(num_steps: int, *_: object) -> Iterator[Callable[[float], Stop]]:
     """In place of SIGTERM: the request comes in step `num_steps` from here."""
     calls = itertools.count(1)
-    yield lambda: next(calls) == num_steps
+    yield lambda _: Stop.ASKED if next(calls) == num_steps else Stop.NO
 
 
 def in_sub_groups(*arguments: Any, **options: Any) -> dict[str, Any]:

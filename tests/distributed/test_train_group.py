@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -184,29 +185,29 @@ def test_room_that_a_failed_start_did_not_give_back_is_freed(tmp_path: Path, mon
         ([0, 0, 0, 0, 0, 0, 4], 4, 4, []),
     ],
 )
-def test_the_largest_size_that_finds_room_is_taken_after_the_wait(
-    monkeypatch: pytest.MonkeyPatch, room: list[int], before: int, size: int, said: list[str]
-) -> None:
+def test_the_largest_size_that_finds_room_is_taken_after_the_wait(room: list[int], before: int, size: int, said: list[str]) -> None:
     asked = list[tuple[int, float | None]]()
 
     class Wait:
-        def __init__(self, *_: object) -> None:
-            self.room = iter(room)
+        def __init__(self, spec: GroupSpec) -> None:
+            self.spec, self.room, self.say = spec, iter(room), lines.append
+
+        def stopping(self) -> bool:
+            return False
 
         def for_room(self, size: int, limit_s: float | None) -> bool:
             asked.append((size, limit_s))
             return next(self.room) >= size
 
     lines = list[str]()
-    monkeypatch.setattr(train_group, "_Wait", Wait)
-    spec = GroupSpec((1, 2, 4), 1, False, 0, Path(), wait_s=9)
-    assert train_group._find_room(spec, lambda: None, lines.append, before) == size
+    wait = Wait(GroupSpec((1, 2, 4), 1, False, 0, Path(), wait_s=9))
+    assert train_group._find_room(cast("train_group._Wait", wait), before) == size
     assert lines == said
     assert asked[0] == (4, 9)
 
 
 def test_a_wait_in_which_no_node_holds_a_rank_says_so() -> None:
-    wait = train_group._Wait(GroupSpec((2,), 4, True, 0, Path()), lambda: None, print)
+    wait = train_group._Wait(GroupSpec((2,), 4, True, 0, Path()), lambda: None, print, lambda: False)
     line = "waiting for 8 CPUs and 2 GPUs for 2 ranks; free: 12 of 16 CPUs and 2 of 4 GPUs"
     assert wait._line({"CPU": 16, "GPU": 4}, {"CPU": 12, "GPU": 2}) == f"{line}, but too little on one node for a rank"
     assert wait._line({"CPU": 16, "GPU": 4}, {"CPU": 12}) == line.replace("2 of 4", "0 of 4")
@@ -221,3 +222,28 @@ def test_what_the_poll_raises_ends_the_wait(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_group(refuse, str(tmp_path), group(tmp_path), interrupted, print)
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.usefixtures("ray")
+@pytest.mark.parametrize("sizes", [(64,), (32, 64)])
+def test_a_stop_ends_the_wait_for_room_and_nothing_is_begun(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    polls = list[float]()
+    spec = GroupSpec(sizes, 1, False, 0, tmp_path / "group", wait_s=60)
+    run_group(refuse, str(tmp_path), spec, lambda: polls.append(time.monotonic()), print, lambda: len(polls) > 1)
+    assert len(polls) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_ranks_that_fail_while_it_stops_are_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, said = list[int](), list[str]()
+
+    def fit(*_: object) -> None:
+        started.append(1)
+        raise WorkerGroupError({0: RuntimeError("the disk is gone")})
+
+    monkeypatch.setattr("cluster.train_group._fit", fit)
+    monkeypatch.setattr("cluster.train_group._free_leftovers", lambda: None)
+    monkeypatch.setattr("cluster.train_group._find_room", lambda *_, **__: 2)
+    run_group(refuse, "", group(tmp_path, max_failures=2), lambda: None, said.append, lambda: bool(started))
+    assert started == [1]
+    assert said == ["rank 0 of 2 failed: the disk is gone; stopping"]

@@ -22,10 +22,12 @@ from w2sr.progress import Progress
 from w2sr.records import Example, Prompt
 from w2sr.run import Run
 from w2sr.tables import read_table, write_text
+from w2sr.teachers.draining import Drain
 from w2sr.teachers.models import model_folder
 from w2sr.training import checkpoint
 from w2sr.training.data import num_steps, save_rows
 from w2sr.training.loop import train_each
+from w2sr.training.signals import STOP_FILE
 from w2sr.training.spec import TrainResult, TrainSpec
 from w2sr.training.watch import METRICS
 
@@ -77,14 +79,15 @@ def run(run: Run) -> None:
     group = GroupSpec(sizes, train.cpus_per_rank, train.use_gpu, train.max_failures, work_dir, train.wait_for_ranks_s)
     what = f"train.{'min' if len(sizes) > 1 else 'num'}_ranks={sizes[0]} with train.cpus_per_rank={train.cpus_per_rank:g}"
     require(what, sizes[0] * train.cpus_per_rank, sizes[0] * train.use_gpu, run.config.cluster.spec())
-    with _Board(students) as board:
+    with Drain(run.config.generate.stop_by) as drain, _Board(students, drain) as board:
         board.poll()  # commits students that an earlier attempt finished
-        if board.is_done:
-            return
-        with run.ray():
-            specs = [student.spec.to_json() for student in students]
-            run_group(train_each, specs, group, board.poll, say=lambda line: _log.warning("train: %s", line))
-        assert board.is_done, "the ranks ended without an error and without finishing every student"
+        if not board.is_done and not drain.is_wanted():
+            with run.ray():
+                specs = [student.spec.to_json() for student in students]
+                run_group(train_each, specs, group, board.poll, lambda line: _log.warning("train: %s", line), drain.is_wanted)
+        if not board.is_done:
+            # The ranks stop by themselves in time; the driver's clock may not be there yet.
+            drain.pass_on(f"train: stopped with {board.num_left} of {len(students)} students to do; run the same command again to go on")
 
 
 def _stage_dir(run: Run, name: str, arm: str, seed: int, digest: str) -> StageDir:
@@ -116,7 +119,9 @@ def _prepare(run: Run, folder: Path, digest: str, todo: list[tuple[str, int, Sta
                 save_rows(paths[1], selection.kept)
             watched = str(paths[1].resolve()) if selection is not None else None
             output = str(stage.folder.resolve())
-            spec = TrainSpec(stage.folder.name, seed, train, str(folder), digest, str(paths[0].resolve()), output, watched)
+            stop_by = run.config.generate.stop_by
+            until = None if stop_by is None else stop_by.isoformat()
+            spec = TrainSpec(stage.folder.name, seed, train, str(folder), digest, str(paths[0].resolve()), output, watched, until)
             write_text(stage.folder / "spec.json", spec.to_json())
             students.append(_Student(stage, spec, steps, rows))
             progress.advance(1)
@@ -144,8 +149,9 @@ def _reference(prompt: Prompt) -> Example:
 class _Board:
     """Follows the group through the files it writes: moves the bar of the student at work and commits each that is done."""
 
-    def __init__(self, students: Iterable[_Student]) -> None:
+    def __init__(self, students: Iterable[_Student], drain: Drain) -> None:
         self._waiting = list(students)
+        self._drain = drain
         self._current: _Student | None = None
         self._bar: Progress | None = None
         self._step = 0
@@ -164,7 +170,12 @@ class _Board:
     @property
     def is_done(self) -> bool:
         """Whether every student is committed."""
-        return self._current is None and not self._waiting
+        return self.num_left == 0
+
+    @property
+    def num_left(self) -> int:
+        """Number of students that are not committed."""
+        return len(self._waiting) + (self._current is not None)
 
     def poll(self) -> None:
         """Look at the files once."""
@@ -176,6 +187,8 @@ class _Board:
             result = TrainResult.load(self._current.stage.folder)
             self._show(self._current.num_steps if result else None)
             if result is None:
+                if self._drain.is_wanted():
+                    (self._current.stage.folder / STOP_FILE).touch()
                 return
             self._current.commit(result)
             self._bar.__exit__(None, None, None)
@@ -184,6 +197,7 @@ class _Board:
     def _begin(self, student: _Student) -> None:
         self._current, self._step = student, 0
         student.stage.begin()
+        (student.stage.folder / STOP_FILE).unlink(missing_ok=True)  # of an attempt that was killed while it stopped
         self._bar = Progress(f"train {student.spec.name}", student.num_steps, "steps")
 
     def _show(self, step: int | None) -> None:

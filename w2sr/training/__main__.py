@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-from w2sr.errors import UserError
+from w2sr.errors import StoppedEarly, UserError
 
 STOPPED = 143  # what a shell reports for SIGTERM
 
 
 def main(arguments: list[str]) -> int:
-    """Train the student of one spec file; return the exit code: 0 finished, 2 the user's mistake, 143 stopped by SIGTERM."""
+    """Train the student of one spec file; return the exit code: 0 finished, 2 the user's mistake, 75 stopped at stop_by, 143 by SIGTERM."""
     from w2sr.training.loop import train
     from w2sr.training.spec import TrainSpec
 
@@ -22,6 +23,9 @@ def main(arguments: list[str]) -> int:
         if not path.is_file():
             raise UserError(f"no spec file {path}; w2sr writes it as RUN_DIR/train/NAME/spec.json")
         return 0 if train(TrainSpec.from_json(path.read_text(encoding="utf-8"), str(path))) else STOPPED
+    except StoppedEarly as error:
+        print(error, file=sys.stderr)
+        return os.EX_TEMPFAIL
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -13,10 +13,10 @@ import gc
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from w2sr.errors import UserError
+from w2sr.errors import StoppedEarly, UserError
 from w2sr.packing.pack import MicroBatch
 from w2sr.tables import write_text
 from w2sr.training import checkpoint
@@ -29,7 +29,7 @@ from w2sr.training.feed import Feed
 from w2sr.training.objective import Objective
 from w2sr.training.schedule import learning_rate
 from w2sr.training.selection import Selection
-from w2sr.training.signals import stop_requests
+from w2sr.training.signals import STOP_FILE, Stop, stop_requests
 from w2sr.training.spec import RESULT, TrainResult, TrainSpec
 from w2sr.training.watch import Watch
 
@@ -37,8 +37,8 @@ from w2sr.training.watch import Watch
 def train(spec: TrainSpec) -> bool:
     """Train, or go on training, the student of `spec`, and export it; every rank calls it. Return whether it is finished.
 
-    False: SIGTERM came; the state is saved. Raises UserError for what the user can change (rows, ranks, a checkpoint of another
-    training, a loss that is not finite).
+    False: SIGTERM came, or the file `stop` in the student's folder; the state is saved. Raises StoppedEarly, with the state saved, before
+    spec.stop_by, and UserError for what the user can change (rows, ranks, a checkpoint of another training, a loss that is not finite).
     """
     if TrainResult.load(Path(spec.output)) is not None:
         return True
@@ -54,12 +54,13 @@ def train(spec: TrainSpec) -> bool:
 
 
 def train_each(specs: Sequence[str]) -> None:
-    """Train the students of `specs` (TrainSpec.to_json) one after another in this process, each as if it were alone; stop at SIGTERM."""
-    for text in specs:
-        finished = train(TrainSpec.from_json(text, "the spec of a student"))
-        gc.collect()  # DeepSpeed's hooks hold the old model in reference cycles
-        if not finished:
-            return
+    """Train the students of `specs` (TrainSpec.to_json) one after another in this process, each as if it were alone; until a stop."""
+    with suppress(StoppedEarly):
+        for text in specs:
+            finished = train(TrainSpec.from_json(text, "the spec of a student"))
+            gc.collect()  # DeepSpeed's hooks hold the old model in reference cycles
+            if not finished:
+                return
 
 
 class _Trainer:
@@ -84,20 +85,32 @@ class _Trainer:
         stack.callback(self.watch.close)
 
     def run(self) -> bool:
-        """Do the remaining steps; return False when asked to stop (the state is saved)."""
-        with stop_requests() as stop_requested:
+        """Do the remaining steps; return False when asked to stop (the state is saved). Raises StoppedEarly."""
+        leads, file = self.group.rank == 0, Path(self.spec.output) / STOP_FILE
+        with stop_requests(self.spec.stop_at if leads else None, file if leads else None) as stop_requested:
             for step in range(self.position.step, self.num_steps):
                 if step == 0:
                     self._evaluate(0)
-                stop = self._step(step, stop_requested())
+                stop = self._step(step, stop_requested(self.watch.next_s))
                 last = step + 1 == self.num_steps
                 self._evaluate(step + 1)
                 if stop or ((step + 1) % self.spec.train.checkpoint_every == 0 and not last):
                     self._save()
                 if stop and not last:
-                    self.checkpoints.settle()
+                    self._stop(stop, file)
                     return False
         return True
+
+    def _stop(self, why: Stop, file: Path) -> None:
+        """Complete the checkpoint; raises StoppedEarly when it is late."""
+        self.checkpoints.settle()
+        if self.group.rank == 0:
+            file.unlink(missing_ok=True)
+        if why is Stop.LATE:
+            raise StoppedEarly(
+                f"{self.spec.name}: saved after step {self.position.step} of {self.num_steps}, before stop_by={self.spec.stop_by}; "
+                "run the same command again to go on"
+            )
 
     def finish(self) -> None:
         """Save, export, say so, and then remove the checkpoint."""
@@ -114,8 +127,8 @@ class _Trainer:
                 shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
         self.group.barrier()
 
-    def _step(self, number: int, stop_requested: bool) -> bool:
-        """Do one optimizer step; return whether any rank was asked to stop."""
+    def _step(self, number: int, stop: Stop) -> Stop:
+        """Do one optimizer step; return whether any rank is to stop."""
         began = time.monotonic()
         step = self.feed.step(number)
         _seed_step(self.spec.seed, number, self.group.rank)
@@ -124,8 +137,8 @@ class _Trainer:
             micro_batches = list(self.feed.micro_batches(step))
         nll, suspects = self._gradients(micro_batches, self.group.world_size / self.objective.normaliser(self.feed.rows, step))
         # One small all-reduce a step carries the loss and all flags; it stands before the update, so a bad step changes nothing.
-        flags = [bool(suspects), stop_requested, self.checkpoints.is_written()]
-        total, num_bad, num_stops, num_written = self.group.sum([nll, *map(float, flags)])
+        flags = [bool(suspects), self.checkpoints.is_written(), stop is Stop.ASKED, stop is Stop.LATE]
+        total, num_bad, num_written, num_asked, num_late = self.group.sum([nll, *map(float, flags)])
         if num_written == self.group.world_size:
             with self.watch.timed("checkpoint"):
                 self.checkpoints.settle()
@@ -139,7 +152,7 @@ class _Trainer:
         self.position = self.position.after(step.num_tokens, step.num_supervised, seconds, self.group.world_size)
         values = {"loss": total / step.num_supervised, "grad_norm": norm, "learning_rate": rate, "supervised_tokens": step.num_supervised}
         self.watch.log(number + 1, {**values, "tokens_per_s": round(step.num_tokens / seconds, 1)})
-        return num_stops > 0
+        return Stop.ASKED if num_asked else Stop.LATE if num_late else Stop.NO
 
     def _gradients(self, micro_batches: Sequence[tuple[list[str], MicroBatch]], scale: float) -> tuple[float, list[str]]:
         """Accumulate the gradients of `scale` times the loss; return the NLL and the examples of micro-batches where it is not finite."""

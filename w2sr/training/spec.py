@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ class TrainSpec:
     """One student. `output` gets checkpoints/, metrics.jsonl, TensorBoard events, model/ and result.json; `rows` is data.save_rows' file.
 
     `model` is a folder with the weights to start from, `model_digest` its digest; `selection_rows` (optional) are never trained on.
+    `stop_by` (optional, ISO 8601 with a zone): by then the state is to be saved.
     """
 
     name: str
@@ -29,6 +31,12 @@ class TrainSpec:
     rows: str
     output: str
     selection_rows: str | None = None
+    stop_by: str | None = None
+
+    @property
+    def stop_at(self) -> datetime | None:
+        """`stop_by` as a time with its zone."""
+        return None if self.stop_by is None else datetime.fromisoformat(self.stop_by)
 
     def to_json(self) -> str:
         """Return the spec as JSON text."""
@@ -42,7 +50,7 @@ class TrainSpec:
         except json.JSONDecodeError as error:
             raise UserError(f"{where} is not valid JSON ({error}); w2sr writes it as train/NAME/spec.json") from error
         names = [field.name for field in dataclasses.fields(cls)]
-        wrong = sorted((set(values) ^ set(names)) - {"selection_rows"})
+        wrong = sorted((set(values) ^ set(names)) - {"selection_rows", "stop_by"})
         if wrong:
             raise UserError(f"{where}: key {wrong[0]!r} is unknown or missing: {nearest(wrong[0], names)}needed: {', '.join(names)}")
         return cls(**{**values, "train": TrainConfig.model_validate(values["train"])})

@@ -23,9 +23,15 @@ class Watch:
         self._stack = ExitStack()
         self._log: MetricsLog | None = None
         self._seconds: dict[str, float] = {}
+        self._step_s = self._checkpoint_s = 0.0
         if group.rank == 0:
             forget_steps_from(Path(spec.output) / METRICS, first_step - 1)
             self._log = self._stack.enter_context(MetricsLog(Path(spec.output), first_step))
+
+    @property
+    def next_s(self) -> float:
+        """About how many seconds the next step and a checkpoint take."""
+        return self._step_s + self._checkpoint_s
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -34,7 +40,10 @@ class Watch:
         try:
             yield
         finally:
-            self._seconds[what] = self._seconds.get(what, 0.0) + time.monotonic() - began
+            seconds = time.monotonic() - began
+            self._seconds[what] = self._seconds.get(what, 0.0) + seconds
+            if what == "checkpoint":
+                self._checkpoint_s = max(self._checkpoint_s, seconds)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record `values` after `step` optimizer steps."""

@@ -60,10 +60,12 @@ class Engine:
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
         """Return logits [sequences, tokens, vocabulary] in the training precision. All ranks call it together (ZeRO-3 gathers)."""
-        logits: torch.Tensor = self._engine(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, **self.rows(position_ids)
-        ).logits
+        logits: torch.Tensor = self.run(input_ids, position_ids).logits
         return logits
+
+    def run(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **asked: Any) -> Any:
+        """Return what the model's forward pass gives; `asked`: what else it is told (head.py). All ranks call it together."""
+        return self._engine(input_ids=input_ids, position_ids=position_ids, use_cache=False, **self.rows(position_ids), **asked)
 
     def rows(self, position_ids: torch.Tensor | None) -> dict[str, Any]:
         """Return what the model needs to know of where packed rows end, beside their `position_ids` [1, tokens]."""

@@ -60,7 +60,7 @@ def test_a_spec_that_is_not_json_is_refused() -> None:
 
 def test_there_is_no_result_before_the_training_is_finished(tmp_path: Path) -> None:
     assert TrainResult.load(tmp_path) is None
-    result = TrainResult(2, 20, 10, 0.5, 0.75, ((1, 2), (2, 1)))
+    result = TrainResult(2, 20, 10, 0.5, 0.75, ((1, 2), (2, 1)), 2, "all steps")
     (tmp_path / "result.json").write_text(result.to_json())
     assert TrainResult.load(tmp_path) == result
 

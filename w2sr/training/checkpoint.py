@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ class Saved:
     folder: Path
     universal: bool
 
+    @property
+    def root(self) -> Path:
+        """The checkpoint's folder, in which parts other than DeepSpeed's state are; they have one form for any number of ranks."""
+        return self.folder.parent if self.universal else self.folder
+
 
 class Checkpoints:
     """The checkpoints of one training in `folder`. With `asynchronous` a checkpoint is written from a copy while steps go on.
@@ -93,8 +99,11 @@ class Checkpoints:
         self._last = saved.position.step if saved else None
         return saved
 
-    def save(self, engine: Engine, position: Position) -> None:
-        """Save the state of all ranks as the newest checkpoint, unless that step's is there; asynchronous: begin to."""
+    def save(self, engine: Engine, position: Position, *parts: Callable[[Path, int, Writer], None]) -> None:
+        """Save the state of all ranks as the newest checkpoint, unless that step's is there; asynchronous: begin to.
+
+        `parts`: each gives further files of this rank, in the folder that it is told, to the writer.
+        """
         if position.step == self._last:
             return
         self.settle()
@@ -106,6 +115,8 @@ class Checkpoints:
             aside.mkdir(parents=True)
         self._group.barrier()
         engine.save(aside, TAG, self._writer)
+        for part in parts:
+            part(aside, self._group.rank, self._writer)
         self._writer.submit(lambda: sync_files(aside))
         if not self._asynchronous:
             self.settle()

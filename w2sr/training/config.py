@@ -10,6 +10,7 @@ from w2sr.errors import UserError
 from w2sr.prompting import PromptStyle
 from w2sr.schema import PLACEMENT, StrictModel
 from w2sr.training.deepspeed_keys import refuse_derived
+from w2sr.training.export_config import ExportConfig
 from w2sr.training.loss_config import LossConfig
 from w2sr.training.memory_config import MemoryConfig
 from w2sr.training.optimizer_config import OptimizerConfig
@@ -124,7 +125,7 @@ class TrainConfig(StrictModel):
         "sqrt", description="How wsd decays: sqrt is 1 - sqrt(progress); exponential is geometric, to min_learning_rate_ratio above 0."
     )
     min_learning_rate_ratio: float = Field(0.0, ge=0, le=1, description="Last learning rate over the peak.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global norm.")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this global norm. None: never.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
     checkpoint_every: int = Field(50, gt=0, description="Optimizer steps between checkpoints.", json_schema_extra=PLACEMENT)
     asynchronous_checkpoints: bool = Field(
@@ -143,6 +144,7 @@ class TrainConfig(StrictModel):
     selection: SelectionConfig = Field(default_factory=SelectionConfig, description=SelectionConfig.__doc__)
     memory: MemoryConfig = Field(default_factory=MemoryConfig, description=MemoryConfig.__doc__)
     watch: WatchConfig = Field(default_factory=WatchConfig, description=WatchConfig.__doc__, json_schema_extra=PLACEMENT)
+    export: ExportConfig = Field(default_factory=ExportConfig, description=ExportConfig.__doc__)
     deepspeed: dict[str, Any] = Field(
         default_factory=dict,
         description="Further keys of DeepSpeed's configuration, for experts: buffer sizes, aio, profilers. Keys that follow from the rest "
@@ -180,7 +182,12 @@ class TrainConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _memory_combines(self) -> TrainConfig:
+    def _parts_combine(self) -> TrainConfig:
+        self.optimizer.refuse_what_does_not_combine(self)
+        if self.selection.export == "best" and self.memory.uses_nvme:
+            raise ValueError(
+                "selection.export=best needs the weights in memory; with offload to nvme they are not: offload to cpu, or export: last"
+            )
         self.memory.refuse_what_does_not_combine(self.zero_stage, self.use_gpu, self.gradient_checkpointing)
         refuse_derived(self.deepspeed)
         undivided = self.memory.undivided(self.num_ranks)

@@ -23,7 +23,7 @@ def deepspeed_config(train: TrainConfig, num_ranks: int, on_gpu: bool, universal
         "train_batch_size": num_ranks,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": train.max_grad_norm,
+        "gradient_clipping": train.max_grad_norm or 0.0,
         "steps_per_print": 1 << 30,
         "optimizer": optimizer_section(train, offloaded=offloaded and on_gpu),
         "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
@@ -48,6 +48,8 @@ def _zero(train: TrainConfig, on_gpu: bool) -> dict[str, Any]:
     if train.zero_stage == 3:
         zero["stage3_prefetch_bucket_size"] = BUCKET_ELEMENTS
         zero["stage3_param_persistence_threshold"] = PERSISTENT_ELEMENTS
+        if train.optimizer.type == "muon":
+            zero["reduce_scatter"] = False  # DeepSpeed's Muon wants whole gradients there
     for key, place in (("offload_optimizer", memory.offload_optimizer), ("offload_param", memory.offload_parameters)):
         if place != "device":
             zero[key] = {"device": place, "pin_memory": memory.pin_memory and on_gpu}

@@ -12,7 +12,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,10 @@ from w2sr.packing import attention
 from w2sr.training.config import TrainConfig
 from w2sr.training.deepspeed_dict import deepspeed_config
 from w2sr.training.dist import Group
-from w2sr.training.optimizer import parameter_groups
+from w2sr.training.engine_loading import load_model, reloaded, torch_dtype
+from w2sr.training.engine_shards import Shard, publish, shards_of
+from w2sr.training.engine_weights import Published, published, shards_that_differ, whole
+from w2sr.training.optimizer import parameter_groups, set_learning_rate
 from w2sr.training.writing import Writer
 
 if TYPE_CHECKING:
@@ -44,9 +47,10 @@ class Engine:
         self.train = train
         self.device = device
         self._universal = universal
-        config = deepspeed_config(train, group.world_size, on_gpu=device.type == "cuda", universal=universal)
+        on_gpu = device.type == "cuda"
+        config = self._config = deepspeed_config(train, group.world_size, on_gpu, universal)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
-        model = _load_model(train, model_folder, config)
+        model = load_model(model_folder, train.precision, config, half_on_gpu=on_gpu and train.precision != "fp32")
         prepare(model)
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -80,8 +84,7 @@ class Engine:
 
     def step(self, learning_rate: float) -> float:
         """Update the weights and return the gradient norm before clipping; when it is not finite the weights stay as they are."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.train, self._engine.optimizer.param_groups, learning_rate)
         norm = self._norm_without_zero() if self.train.zero_stage == 0 else None
         if norm is not None and not norm < float("inf"):
             return norm
@@ -126,27 +129,30 @@ class Engine:
             for state in self._engine.optimizer.optimizer.state.values():
                 state["step"] = copy.deepcopy(state["step"])
 
-    def gathered_state(self, on_this_rank: bool) -> dict[str, torch.Tensor]:
-        """Return the full weights on the CPU where `on_this_rank`, one parameter gathered at a time; collective under ZeRO-3.
+    def published(self) -> dict[str, Published]:
+        """Return what the finished model consists of, by name."""
+        return published(self.module)
 
-        Tied parameters appear once, as in `named_parameters`; the model's own save and load tie them again.
-        """
-        state: dict[str, torch.Tensor] = {}
-        for name, tensor in [*self.module.named_parameters(), *_saved_buffers(self.module)]:
-            with self._whole([tensor]):
-                if on_this_rank:
-                    state[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        return state
+    def whole(self, tensor: Published, precision: str, wanted: bool) -> torch.Tensor | None:
+        """Return a tensor of the finished model on the CPU where it is `wanted`; collective. fp32 after 16 bits: the master weights."""
+        return whole(tensor, precision, precision == "fp32" != self.train.precision, wanted)
 
     @contextmanager
-    def _whole(self, tensors: Sequence[torch.Tensor]) -> Iterator[None]:
-        partitioned = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
-        if not partitioned:
-            yield
-            return
-        deepspeed = import_deepspeed(on_gpu=self.device.type == "cuda")
-        with deepspeed.zero.GatheredParameters(partitioned):
-            yield
+    def reloaded(self, folder: Path, precision: str) -> Iterator[tuple[Callable[[torch.Tensor], torch.Tensor], list[str]]]:
+        """Yield the forward pass (ids to logits) of the model exported to `folder` in `precision`, and which weights it has wrong here.
+
+        Under ZeRO-3 it is sharded, and every rank calls it.
+        """
+        with reloaded(folder, torch_dtype(self.train.precision), self._config, self.device) as (model, run):
+            yield run, shards_that_differ(self.module, model, precision)
+
+    def shards(self) -> list[Shard]:
+        """Return this rank's part of the trainable weights in fp32, as live memory. Not to be kept over `load`."""
+        return shards_of(self._engine, self.train.zero_stage)
+
+    def publish(self) -> None:
+        """Let the model compute with what was written into the shards; collective."""
+        publish(self._engine, self.train.zero_stage)
 
     def close(self) -> None:
         """Release hooks and buffers, so that another model can be trained in this process."""
@@ -171,30 +177,6 @@ def convert_to_universal(source: Path, target: Path, num_processes: int) -> None
     )
 
 
-def _saved_buffers(module: Any) -> list[tuple[str, torch.Tensor]]:
-    names = set(module.state_dict().keys())
-    return [(name, buffer) for name, buffer in module.named_buffers() if name in names]
-
-
-def _load_model(train: TrainConfig, folder: str, config: dict[str, Any]) -> Any:
-    """Load the model; under ZeRO-3 each rank keeps only its shard, parameter by parameter (transformers' zero.Init)."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.integrations import deepspeed as integration
-
-    # transformers looks at a global (weak) reference to this object while it loads; it must not outlive the loading, or every later
-    # from_pretrained in this process would shard too.
-    sharded = integration.HfDeepSpeedConfig(config) if train.zero_stage == 3 else None
-    attention.register()
-    chosen = attention.attention_for(AutoConfig.from_pretrained(folder), half_on_gpu=train.use_gpu and train.precision != "fp32")
-    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=chosen)
-    finally:
-        integration.unset_hf_deepspeed_config()
-        del sharded
-
-
 def import_deepspeed(on_gpu: bool) -> Any:
     """Return the deepspeed module, quiet, and without the operation that it would compile on a CPU."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
@@ -207,4 +189,5 @@ def import_deepspeed(on_gpu: bool) -> Any:
     if not on_gpu:
         # On CPU DeepSpeed compiles an all-reduce for inference with g++ (20 s, two ranks at once); training never calls it.
         deepspeed.ops.__compatible_ops__ = {}
+        deepspeed.runtime.compiler.compile = lambda: lambda function: function  # Muon's kernels: 20 s of g++ again
     return deepspeed

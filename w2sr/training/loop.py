@@ -20,6 +20,7 @@ from w2sr.errors import StoppedEarly, UserError
 from w2sr.packing.pack import MicroBatch
 from w2sr.tables import write_text
 from w2sr.training import checkpoint
+from w2sr.training.average import WeightAverage
 from w2sr.training.checkpoint import Checkpoints, Position
 from w2sr.training.disk import full_disk_explained
 from w2sr.training.dist import Group, join_group
@@ -27,10 +28,11 @@ from w2sr.training.engine import Engine
 from w2sr.training.export import export
 from w2sr.training.feed import Feed
 from w2sr.training.objective import Objective
-from w2sr.training.schedule import learning_rate
-from w2sr.training.selection import Selection
+from w2sr.training.schedule import check_schedule, learning_rate
+from w2sr.training.selection import BEST, Selection
 from w2sr.training.signals import STOP_FILE, Stop, stop_requests
-from w2sr.training.spec import RESULT, TrainResult, TrainSpec
+from w2sr.training.spec import RESULT, Ended, TrainResult, TrainSpec
+from w2sr.training.update_ratios import UpdateRatios
 from w2sr.training.watch import Watch
 
 
@@ -77,29 +79,40 @@ class _Trainer:
         stack.callback(self.engine.close)
         self.feed = Feed(spec, group, self.engine.module.config)
         self.num_steps = self.feed.num_steps
-        self.selection = Selection(spec, group, self.engine, self.objective, self.feed)
+        check_schedule(spec.train, self.num_steps)
+        self.average = WeightAverage(spec.train.optimizer.average, self.engine, self.num_steps)
+        self.selection = Selection(spec, group, self.engine, self.objective, self.feed, self.average)
         if saved is not None:
             self.engine.load(saved.folder, checkpoint.TAG)
+            self.objective.read(saved.root)
+            self.average.read(saved.root, saved.position.step)
+            self.selection.read(saved.root)
         self.position = (saved.position if saved is not None else Position()).on(group.world_size)
         self.watch = Watch(spec, group, first_step=self.position.step + 1)
         stack.callback(self.watch.close)
+        self.ratios = UpdateRatios(spec, group, self.engine, first_step=self.position.step + 1)
 
     def run(self) -> bool:
         """Do the remaining steps; return False when asked to stop (the state is saved). Raises StoppedEarly."""
         leads, file = self.group.rank == 0, Path(self.spec.output) / STOP_FILE
         with stop_requests(self.spec.stop_at if leads else None, file if leads else None) as stop_requested:
-            for step in range(self.position.step, self.num_steps):
+            while not self.is_over:
+                step = self.position.step
                 if step == 0:
                     self._evaluate(0)
                 stop = self._step(step, stop_requested(self.watch.next_s))
-                last = step + 1 == self.num_steps
                 self._evaluate(step + 1)
-                if stop or ((step + 1) % self.spec.train.checkpoint_every == 0 and not last):
+                if stop or ((step + 1) % self.spec.train.checkpoint_every == 0 and not self.is_over):
                     self._save()
-                if stop and not last:
+                if stop and not self.is_over:
                     self._stop(stop, file)
                     return False
         return True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are done, or the selection split has ended the training."""
+        return self.position.step == self.num_steps or self.selection.is_over
 
     def _stop(self, why: Stop, file: Path) -> None:
         """Complete the checkpoint; raises StoppedEarly when it is late."""
@@ -116,15 +129,18 @@ class _Trainer:
         """Save, export, say so, and then remove the checkpoint."""
         self._save()
         self.checkpoints.settle()
+        exported_step = self.selection.put_in_place(self.position.step)
         probe = next(self.feed.micro_batches(self.feed.step(0)))[1]
         export(self.engine, self.group, self.spec.model, Path(self.spec.output) / "model", probe.input_ids)
         if self.group.rank == 0:
             done = self.position
             seconds, rank_seconds = round(done.seconds, 3), round(done.rank_seconds, 3)
-            result = TrainResult(self.num_steps, done.tokens, done.supervised_tokens, seconds, rank_seconds, done.sizes)
+            ended: Ended = "all steps" if done.step == self.num_steps else "no gain on selection"
+            result = TrainResult(done.step, done.tokens, done.supervised_tokens, seconds, rank_seconds, done.sizes, exported_step, ended)
             write_text(Path(self.spec.output) / RESULT, result.to_json())
             if not self.spec.train.keep_checkpoints:
-                shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
+                for folder in (self.checkpoints.folder, Path(self.spec.output) / BEST):
+                    shutil.rmtree(folder, ignore_errors=True)
         self.group.barrier()
 
     def _step(self, number: int, stop: Stop) -> Stop:
@@ -135,23 +151,27 @@ class _Trainer:
         self.objective.begin_step(number, self.num_steps)
         with self.watch.timed("data"):
             micro_batches = list(self.feed.micro_batches(step))
-        nll, suspects = self._gradients(micro_batches, self.group.world_size / self.objective.normaliser(self.feed.rows, step))
+        normaliser = self.objective.normaliser(self.feed.rows, step)
+        nll, suspects = self._gradients(micro_batches, self.group.world_size / normaliser)
         # One small all-reduce a step carries the loss and all flags; it stands before the update, so a bad step changes nothing.
         flags = [bool(suspects), self.checkpoints.is_written(), stop is Stop.ASKED, stop is Stop.LATE]
-        total, num_bad, num_written, num_asked, num_late = self.group.sum([nll, *map(float, flags)])
+        total, minimised, num_bad, num_written, num_asked, num_late = self.group.sum([nll, self.objective.sum, *map(float, flags)])
         if num_written == self.group.world_size:
             with self.watch.timed("checkpoint"):
                 self.checkpoints.settle()
         if num_bad:
             self._refuse(number, "the loss", suspects)
         rate = learning_rate(self.spec.train, number, self.num_steps)
+        self.ratios.before(number + 1)
         norm = self.engine.step(rate)
         if not norm < float("inf"):
             self._refuse(number, "the gradient", [example for examples, _ in micro_batches for example in examples])
+        ratios = self.ratios.after(number + 1, rate)
+        self.average.update(number + 1)
         seconds = time.monotonic() - began
         self.position = self.position.after(step.num_tokens, step.num_supervised, seconds, self.group.world_size)
         values = {"loss": total / step.num_supervised, "grad_norm": norm, "learning_rate": rate, "supervised_tokens": step.num_supervised}
-        self.watch.log(number + 1, {**values, "tokens_per_s": round(step.num_tokens / seconds, 1)})
+        self.watch.log(number + 1, {**values, **self.objective.shown(minimised / normaliser), **ratios, "tokens_per_s": round(step.num_tokens / seconds, 1)})
         return Stop.ASKED if num_asked else Stop.LATE if num_late else Stop.NO
 
     def _gradients(self, micro_batches: Sequence[tuple[list[str], MicroBatch]], scale: float) -> tuple[float, list[str]]:
@@ -175,13 +195,13 @@ class _Trainer:
 
     def _save(self) -> None:
         with self.watch.timed("checkpoint"):
-            self.checkpoints.save(self.engine, self.position)
+            self.checkpoints.save(self.engine, self.position, self.objective.write, self.average.write, self.selection.write)
 
     def _evaluate(self, step: int) -> None:
         """Evaluate the selection split where it is due after `step` optimizer steps."""
         if self.selection.is_due(step, self.num_steps):
             with self.watch.timed("selection"):
-                loss = self.selection.loss()
+                loss = self.selection.evaluate(step)
             self.watch.log(step, {"selection/loss": loss})
 
 

@@ -16,9 +16,20 @@ def optimizer_section(train: TrainConfig, offloaded: bool) -> dict[str, Any]:
         "eps": optimizer.epsilon,
         "weight_decay": optimizer.weight_decay,
     }
+    if optimizer.type == "muon":
+        muon = {"muon_lr": optimizer.muon_learning_rate, "momentum": optimizer.muon_momentum, "ns_method": "standard"}
+        return {"type": "Muon", "params": {**params, **muon, "torch_adam": True}}
     if not offloaded:  # DeepSpeed's own Adam, for states beside a GPU, is compiled on the training machine; torch's is there
         params |= {"torch_adam": True, "fused": True}  # fused on CPUs too: six times as fast as one operation after another
     return {"type": "AdamW", "params": params}
+
+
+def set_learning_rate(train: TrainConfig, groups: list[dict[str, Any]], learning_rate: float) -> None:
+    """Give the optimizer's parameter groups their rates for the next step, in which AdamW's is `learning_rate`."""
+    for group in groups:
+        peak = train.optimizer.muon_learning_rate if group.get("use_muon") else train.learning_rate
+        assert peak is not None
+        group["lr"] = learning_rate if peak == train.learning_rate else learning_rate / train.learning_rate * peak
 
 
 def parameter_groups(train: TrainConfig, model: Any) -> list[dict[str, Any]]:

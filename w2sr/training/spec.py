@@ -7,12 +7,14 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from w2sr.artifacts import digest_of, file_digest
 from w2sr.errors import UserError
 from w2sr.schema import nearest
 from w2sr.training.config import TrainConfig
+
+Ended = Literal["all steps", "no gain on selection"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class TrainSpec:
     def identity(self) -> str:
         """Return a digest of everything that decides the weights: a checkpoint is continued only under the same one."""
         data = {"train": self.train.identity(), "seed": self.seed, "model": self.model_digest, "rows": file_digest(Path(self.rows))}
+        if self.train.selection.decides and self.selection_rows is not None:
+            data["selection_rows"] = file_digest(Path(self.selection_rows))
         return digest_of(data)
 
 
@@ -66,6 +70,7 @@ class TrainResult:
     """What a finished training did: optimizer steps, tokens seen (`supervised_tokens` of them in the loss), seconds over all attempts.
 
     `rank_seconds`: seconds times ranks. `sizes`: (first step, from 1, and number of ranks) of each stretch with one number of ranks.
+    `exported_step`: after how many steps the exported weights were reached. `ended`: why there were no more steps.
     """
 
     steps: int
@@ -74,6 +79,8 @@ class TrainResult:
     seconds: float
     rank_seconds: float
     sizes: tuple[tuple[int, int], ...]
+    exported_step: int
+    ended: Ended
 
     @classmethod
     def load(cls, output: Path) -> TrainResult | None:

@@ -62,8 +62,6 @@ def nll_and_gradient(batch: MicroBatch, attention: str) -> tuple[float, list[obj
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from w2sr.training.loss import sum_nll
-
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=90, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, attn_implementation=attention
@@ -71,7 +69,8 @@ def nll_and_gradient(batch: MicroBatch, attention: str) -> tuple[float, list[obj
     model = LlamaForCausalLM(config).double()
     positions = None if batch.position_ids is None else torch.from_numpy(batch.position_ids)
     logits = model(input_ids=torch.from_numpy(batch.input_ids), position_ids=positions, use_cache=False).logits
-    loss = sum_nll(logits, torch.from_numpy(batch.labels))
+    targets = torch.from_numpy(batch.labels[:, 1:]).flatten()
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets, ignore_index=-100, reduction="sum")
     loss.backward()
     return loss.item(), [parameter.grad for parameter in model.parameters()]
 

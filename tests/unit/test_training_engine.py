@@ -7,33 +7,8 @@ import pytest
 
 from w2sr.errors import UserError
 from w2sr.training.config import TrainConfig
-from w2sr.training.loss import sum_nll
 from w2sr.training.spec import TrainResult, TrainSpec
 from w2sr.training.watch import forget_steps_from
-
-
-def test_the_loss_counts_supervised_tokens_only_and_in_chunks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    logits = torch.randn(3, 7, 11, dtype=torch.float64, requires_grad=True)
-    labels = torch.randint(0, 11, (3, 7))
-    labels[:, :3] = -100
-    expected = -logits.log_softmax(-1)[:, 2:-1].gather(2, labels[:, 3:, None]).sum()
-    whole = sum_nll(logits, labels)
-    (gradient,) = torch.autograd.grad(whole, logits)
-    monkeypatch.setattr("w2sr.training.loss.CHUNK_ELEMENTS", 40)
-    chunked = sum_nll(logits, labels)
-    (chunked_gradient,) = torch.autograd.grad(chunked, logits)
-    assert whole.item() == pytest.approx(expected.item())
-    assert chunked.item() == pytest.approx(expected.item())
-    torch.testing.assert_close(chunked_gradient, gradient)
-
-
-def test_logits_in_bf16_are_summed_in_fp32() -> None:
-    import torch
-
-    loss = sum_nll(torch.zeros(1, 3, 8, dtype=torch.bfloat16), torch.zeros(1, 3, dtype=torch.long))
-    assert loss.dtype == torch.float32
 
 
 def spec() -> TrainSpec:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ import numpy.typing as npt
 from w2sr.packing.pack import IGNORED, MicroBatch
 from w2sr.training.dist import Group
 from w2sr.training.loss_config import ProgressConfig
+
+if TYPE_CHECKING:
+    import torch
 
 Floats = npt.NDArray[np.float64]
 
@@ -59,19 +63,24 @@ class Gains:
         found: Floats = gain_weights(gains, self._config)[traces.of_token]
         return found
 
-    def settle(self, group: Group) -> None:
-        """Bring together what the ranks noted since the last time; every rank calls it."""
-        for noted in group.all(self._noted):
+    def settle(self, group: Group, keep: bool = True) -> None:
+        """Bring together what the ranks noted since the last time, or forget it (not `keep`); every rank calls it."""
+        for noted in group.all(self._noted) if keep else ():
             self._last |= noted
         self._noted = {}
 
-    def state(self) -> dict[str, list[int] | list[float]]:
+    def state(self) -> dict[str, torch.Tensor]:
         """Return what a checkpoint must keep."""
-        return {"keys": list(self._last), "nll": list(self._last.values())}
+        import torch
 
-    def load(self, state: dict[str, list[int] | list[float]]) -> None:
+        return {
+            "keys": torch.tensor(list(self._last), dtype=torch.int64),
+            "nll": torch.tensor(list(self._last.values()), dtype=torch.float64),
+        }
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
         """Take up what `state` returned."""
-        self._last = {int(key): float(nll) for key, nll in zip(state["keys"], state["nll"], strict=True)}
+        self._last = dict(zip(state["keys"].tolist(), state["nll"].tolist(), strict=True))
 
 
 def gain_weights(gains: Floats, config: ProgressConfig) -> Floats:

@@ -38,7 +38,7 @@ class LossConfig(StrictModel):
         "auto",
         description="How the loss comes from hidden states. chunked: logits of a few tokens at a time, never all. full: the model's own "
         "logits, all at once. auto: chunked for models whose logits it reproduces exactly (tested at the start), else full. liger: the "
-        "kernel of liger-kernel (GPU only, plain NLL or label smoothing only).",
+        "kernel of liger-kernel (GPU and plain NLL only).",
     )
     normalise: Literal["tokens", "traces"] = Field(
         "tokens", description="What counts the same: every supervised token of a step, or every trace, however long."
@@ -89,14 +89,14 @@ class LossConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _liger_knows_two_losses(self) -> LossConfig:
+    def _liger_knows_one_loss(self) -> LossConfig:
         if self.kernel != "liger":
             return self
-        beyond = [name for name in ("gce_q", "confidence", "kl_to_base", "agreement_power") if getattr(self, name)]
+        beyond = [name for name in ("label_smoothing", "gce_q", "confidence", "kl_to_base", "agreement_power") if getattr(self, name)]
         beyond += [name for name in ("verdict_weights", "teacher_weights", "progress") if getattr(self, name)]
         beyond += ["normalise"] if self.normalise != "tokens" else []
         if beyond:
-            raise ValueError(f"kernel=liger computes the plain NLL or label smoothing, not {beyond[0]}; give kernel: chunked, or leave it out")
+            raise ValueError(f"kernel=liger computes the plain NLL, without {beyond[0]}; give kernel: chunked, or leave it out")
         return self
 
     @property

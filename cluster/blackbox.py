@@ -180,6 +180,11 @@ class _Output:
                     self._read[fd] += len(new)
 
 
+def place_of(thread: int) -> tuple[list[str], str]:
+    """Return where a thread of this process is, as `describe` does, or the one it waits for."""
+    return describe(_calls(_working_frame(thread)))
+
+
 def describe(calls: list[Call]) -> tuple[list[str], str]:
     """Return a stack (given innermost first, returned innermost last) and in a few words where it is: the innermost function, and the
     line of ours that it serves."""

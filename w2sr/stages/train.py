@@ -30,8 +30,8 @@ from w2sr.training.loop import train_each
 from w2sr.training.signals import STOP_FILE
 from w2sr.training.spec import TrainResult, TrainSpec
 from w2sr.training.watch import METRICS
+from w2sr.training.watchdog import SAID, STALLS
 
-NUM_SELECTION_ROWS = 256
 _log = logging.getLogger(__name__)
 
 
@@ -154,7 +154,7 @@ class _Board:
         self._drain = drain
         self._current: _Student | None = None
         self._bar: Progress | None = None
-        self._step = 0
+        self._step = self._num_said = 0
 
     def __enter__(self) -> _Board:
         return self
@@ -195,7 +195,7 @@ class _Board:
             self._current = self._bar = None
 
     def _begin(self, student: _Student) -> None:
-        self._current, self._step = student, 0
+        self._current, self._step, self._num_said = student, 0, 0
         student.stage.begin()
         (student.stage.folder / STOP_FILE).unlink(missing_ok=True)  # of an attempt that was killed while it stopped
         self._bar = Progress(f"train {student.spec.name}", student.num_steps, "steps")
@@ -208,9 +208,19 @@ class _Board:
         if checkpoint.is_converting(self._current.stage.folder / "checkpoints"):
             self._bar.show(checkpoint="being converted for another number of ranks")
         if step > self._step:  # after a restart the steps since the checkpoint come again; the bar waits for them
-            values = {"loss": f"{row['loss']:.3f}"} if "loss" in row else {}
+            shapes = {"loss": "{:.3f}", "tokens_per_s": "{:.0f}", "mfu": "{:.1%}"}
+            values = {name: shape.format(row[name]) for name, shape in shapes.items() if name in row}
             self._bar.advance(step - self._step, **values)
             self._step = step
+
+    def _show_stalls(self) -> None:
+        """Log what the ranks' watchdogs have said since the last look."""
+        assert self._current is not None
+        path = self._current.stage.folder / STALLS / SAID
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for line in lines[self._num_said :]:
+            _log.warning("train %s: %s", self._current.spec.name, line)
+        self._num_said = len(lines)
 
 
 def last_row(path: Path) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ def main(arguments: list[str]) -> int:
     try:
         if len(arguments) != 1:
             raise UserError(f"give one argument, the path of a spec.json; given: {len(arguments)}")
+        _log_to_stderr()
         path = Path(arguments[0])
         if not path.is_file():
             raise UserError(f"no spec file {path}; w2sr writes it as RUN_DIR/train/NAME/spec.json")
@@ -29,6 +31,14 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("w2sr")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,16 @@ class Group:
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
+    def columns(self, values: Sequence[float]) -> list[tuple[float, ...]]:
+        """Return for each of `values` those of all ranks, in order, in fp64."""
+        import torch
+        import torch.distributed as dist
+
+        own = torch.tensor(values, dtype=torch.float64, device=self.device)
+        table = torch.empty(self.world_size * len(values), dtype=torch.float64, device=self.device)
+        dist.all_gather_into_tensor(table, own)
+        return list(zip(*table.view(self.world_size, -1).tolist(), strict=True))
+
     def from_rank_zero(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""
         import torch.distributed as dist

@@ -32,6 +32,7 @@ from w2sr.training.schedule import check_schedule, learning_rate
 from w2sr.training.selection import BEST, Selection
 from w2sr.training.signals import STOP_FILE, Stop, stop_requests
 from w2sr.training.spec import RESULT, Ended, TrainResult, TrainSpec
+from w2sr.training.trackers import require_clients
 from w2sr.training.update_ratios import UpdateRatios
 from w2sr.training.watch import Watch
 
@@ -44,6 +45,7 @@ def train(spec: TrainSpec) -> bool:
     """
     if TrainResult.load(Path(spec.output)) is not None:
         return True
+    require_clients(spec.train.watch.trackers)
     with full_disk_explained(Path(spec.output)), ExitStack() as stack:
         group = join_group(spec.train.use_gpu)
         _prepare_process(spec)
@@ -88,7 +90,7 @@ class _Trainer:
             self.average.read(saved.root, saved.position.step)
             self.selection.read(saved.root)
         self.position = (saved.position if saved is not None else Position()).on(group.world_size)
-        self.watch = Watch(spec, group, first_step=self.position.step + 1)
+        self.watch = Watch(spec, group, self.position.step + 1, self.engine.module, self.feed.rows.lengths)
         stack.callback(self.watch.close)
         self.ratios = UpdateRatios(spec, group, self.engine, first_step=self.position.step + 1)
 
@@ -100,7 +102,8 @@ class _Trainer:
                 step = self.position.step
                 if step == 0:
                     self._evaluate(0)
-                stop = self._step(step, stop_requested(self.watch.next_s))
+                with self.watch.step(step + 1):
+                    stop = self._step(step, stop_requested(self.watch.next_s))
                 self._evaluate(step + 1)
                 if stop or ((step + 1) % self.spec.train.checkpoint_every == 0 and not self.is_over):
                     self._save()
@@ -142,6 +145,7 @@ class _Trainer:
                 for folder in (self.checkpoints.folder, Path(self.spec.output) / BEST):
                     shutil.rmtree(folder, ignore_errors=True)
         self.group.barrier()
+        self.watch.finished = True
 
     def _step(self, number: int, stop: Stop) -> Stop:
         """Do one optimizer step; return whether any rank is to stop."""
@@ -155,7 +159,7 @@ class _Trainer:
         nll, suspects = self._gradients(micro_batches, self.group.world_size / normaliser)
         # One small all-reduce a step carries the loss and all flags; it stands before the update, so a bad step changes nothing.
         flags = [bool(suspects), self.checkpoints.is_written(), stop is Stop.ASKED, stop is Stop.LATE]
-        total, minimised, num_bad, num_written, num_asked, num_late = self.group.sum([nll, self.objective.sum, *map(float, flags)])
+        total, minimised, num_bad, num_written, num_asked, num_late = self.watch.summed([nll, self.objective.sum, *map(float, flags)])
         if num_written == self.group.world_size:
             with self.watch.timed("checkpoint"):
                 self.checkpoints.settle()
@@ -171,7 +175,8 @@ class _Trainer:
         seconds = time.monotonic() - began
         self.position = self.position.after(step.num_tokens, step.num_supervised, seconds, self.group.world_size)
         values = {"loss": total / step.num_supervised, "grad_norm": norm, "learning_rate": rate, "supervised_tokens": step.num_supervised}
-        self.watch.log(number + 1, {**values, **self.objective.shown(minimised / normaliser), **ratios, "tokens_per_s": round(step.num_tokens / seconds, 1)})
+        values |= {**self.objective.shown(minimised / normaliser), **ratios, **self.watch.of_step(step, seconds)}
+        self.watch.log(number + 1, values)
         return Stop.ASKED if num_asked else Stop.LATE if num_late else Stop.NO
 
     def _gradients(self, micro_batches: Sequence[tuple[list[str], MicroBatch]], scale: float) -> tuple[float, list[str]]:

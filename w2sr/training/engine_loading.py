@@ -77,7 +77,7 @@ def load_sharded(model_config: Any, dtype: torch.dtype, config: dict[str, Any], 
 
     with ExitStack() as stack:
         stack.enter_context(prevent_arange_dtype_change())  # rotary tables are computed in fp32, whatever the weights are
-        stack.enter_context(deepspeed.zero.Init(config_dict_or_path=config, dtype=dtype))
+        stack.enter_context(deepspeed.zero.Init(config_dict_or_path=config))  # its dtype is the config's: given here it is misread
         model = empty_model(model_config, dtype)
     reads = torch.distributed.get_rank() == 0
     for name, tensor in saved_tensors(model):

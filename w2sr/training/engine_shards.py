@@ -23,12 +23,14 @@ class Shard:
     """This rank's part of the trainable parameter `name`: `values` [elements] begin at element `start` of the flattened parameter.
 
     `values` is the live fp32 memory: writing into it changes the weights, after `publish`. `width` is the last dimension of the parameter.
+    `counts`: sums over ranks, and files, take these elements from this rank.
     """
 
     name: str
     values: torch.Tensor
     start: int
     width: int
+    counts: bool = True
 
     def holding(self, values: torch.Tensor) -> Shard:
         """Return the same place with other values."""
@@ -36,10 +38,12 @@ class Shard:
 
 
 def shards_of(engine: Any, zero_stage: int) -> list[Shard]:
-    """Return this rank's shards. Over all ranks they cover each trainable parameter once; with ZeRO 0 once on every rank."""
+    """Return this rank's shards. Those that count cover each trainable parameter once; with ZeRO 0 every rank holds everything."""
+    import torch.distributed as dist
+
     named = [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
     if zero_stage == 0:
-        return [Shard(name, parameter.data.view(-1), 0, _width(parameter.shape)) for name, parameter in named]
+        return [Shard(name, parameter.data.view(-1), 0, _width(parameter.shape), counts=dist.get_rank() == 0) for name, parameter in named]
     if zero_stage == 3:
         return [shard for name, parameter in named if (shard := _partition(engine.optimizer, name, parameter)) is not None]
     shards = []
@@ -77,7 +81,7 @@ def _width(shape: Any) -> int:
 
 
 def write_shards(shards: list[Shard], folder: Path, rank: int, writer: Writer) -> None:
-    """Give this rank's shards, as one file in `folder`, to `writer`."""
+    """Give the shards that count, as one file of this rank in `folder`, to `writer`."""
     import torch
 
     def own(values: torch.Tensor) -> torch.Tensor:
@@ -85,7 +89,7 @@ def write_shards(shards: list[Shard], folder: Path, rank: int, writer: Writer) -
         return values if writer.copies else torch.empty_like(values, device="cpu").copy_(values)
 
     folder.mkdir(parents=True, exist_ok=True)
-    writer.write({shard.name: (shard.start, own(shard.values)) for shard in shards}, folder / f"rank-{rank:05d}.pt")
+    writer.write({shard.name: (shard.start, own(shard.values)) for shard in shards if shard.counts}, folder / f"rank-{rank:05d}.pt")
 
 
 def read_shards(shards: list[Shard], folder: Path) -> None:

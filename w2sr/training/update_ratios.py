@@ -66,9 +66,10 @@ class UpdateRatios:
         import torch
 
         place = {layer: number for number, layer in enumerate(self._layers)}
-        counted = self._train.zero_stage > 0 or self._group.rank == 0  # without ZeRO every rank holds everything
         sums = [0.0] * (2 * len(place))
-        for shard, old in zip(self._engine.shards(), before, strict=True) if counted else ():
+        for shard, old in zip(self._engine.shards(), before, strict=True):
+            if not shard.counts:
+                continue
             scale = shard.values.numel() / old.numel()
             number = place[layer_of(shard.name)]
             norms = torch.linalg.vector_norm(torch.stack([sample(shard) - old, old]), dim=1, dtype=torch.float64).tolist()

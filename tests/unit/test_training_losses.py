@@ -71,7 +71,10 @@ def written_out(output: Tensor, shape: Shape) -> Tensor:
 
 def inputs(tokens: int, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(tokens)
-    draw = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
+
     return {
         "hidden": draw(tokens, WIDTH).requires_grad_(),
         "weight": draw(VOCABULARY, WIDTH).requires_grad_(),
@@ -165,6 +168,6 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     given = inputs(9)
     given["weight"].requires_grad_(False)
     total, _ = ours(given, TokenLoss(), Shape())
-    total.backward()
+    torch.autograd.backward(total)
     assert given["weight"].grad is None
     assert given["hidden"].grad is not None

@@ -84,13 +84,19 @@ class Supervised:
     reweigh: Callable[[Tensor], Tensor] | None = None
     nll: Tensor | None = None
 
+    def keep(self, start: int, stop: int) -> None:
+        """Drop what is not predicted from positions `start` to `stop`, and number the rest from `start`."""
+        own = (self.positions >= start) & (self.positions < stop)
+        self.positions, self.targets, self.weights = self.positions[own] - start, self.targets[own], self.weights[own]
+
 
 def fused_loss(hidden: Tensor, projection: Projection, asked: Supervised) -> Tensor:
     """Return the sum over tokens of weight * loss, fp32 (fp64 for fp64), differentiable in `hidden` [tokens, width] and the projection.
 
     Fills in `asked.nll`.
     """
-    total: Tensor = _Fused.apply(hidden, projection.weight, projection.bias, projection.shape, asked, torch.is_grad_enabled())
+    arguments = (hidden, projection.weight, projection.bias, projection.shape, asked, torch.is_grad_enabled())
+    total: Tensor = _Fused.apply(*arguments)  # type: ignore[no-untyped-call]
     return total
 
 

@@ -30,6 +30,11 @@ class Traces:
     keys: tuple[int, ...]
     of_token: npt.NDArray[np.int64]
 
+    @property
+    def num_tokens(self) -> npt.NDArray[np.int64]:
+        """Supervised tokens of each row."""
+        return np.bincount(self.of_token, minlength=len(self.keys))
+
     @classmethod
     def of(cls, batch: MicroBatch) -> Traces:
         """Tell the rows of a padded or packed micro-batch apart."""
@@ -56,8 +61,7 @@ class Gains:
 
     def weights(self, traces: Traces, nll: Floats) -> Floats:
         """Return for each supervised token what its trace counts, given the NLL [tokens] of the tokens today; 1 at the first visit."""
-        num = len(traces.keys)
-        means = np.bincount(traces.of_token, nll, num) / np.maximum(np.bincount(traces.of_token, minlength=num), 1)
+        means = np.bincount(traces.of_token, nll, len(traces.keys)) / traces.num_tokens
         self._noted |= dict(zip(traces.keys, means.tolist(), strict=True))
         gains = np.asarray([self._last.get(key, np.nan) for key in traces.keys], dtype=np.float64) - means
         found: Floats = gain_weights(gains, self._config)[traces.of_token]

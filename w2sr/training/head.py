@@ -1,8 +1,8 @@
 """A causal language model that can answer with the loss of its supervised tokens in place of logits. Imports torch: a door module.
 
 `model(input_ids=..., supervised=...)` runs the body, and then the head's module computes the loss chunk by chunk (fused.py). The head stays
-the module it was, so DeepSpeed's hooks gather its weight under ZeRO-3 as for any other, tied or not. Without `supervised` the model is as it
-was. What a model does with its head's output (a scale, a cap) is read from its configuration and proven on the model itself (`reproduces`).
+the module it was, so DeepSpeed's hooks gather its weight under ZeRO-3 as for any other, tied or not. Without `supervised` nothing changes.
+What a model does with its head's output (a scale, a cap) is read from its configuration and proven on the model itself (`reproduces`).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _teach_head(head: Head) -> None:
         picked = hidden.flatten(0, 1).index_select(0, supervised.positions)
         return (head.liger or fused_loss)(picked, head.projection, supervised)
 
-    head.module.forward = forward  # type: ignore[method-assign]
+    head.module.forward = forward  # type: ignore[method-assign, assignment]
 
 
 def reproduces(head: Head, run: Callable[..., Any], input_ids: Tensor) -> bool:

@@ -45,8 +45,8 @@ class LossConfig(StrictModel):
     )
     verdict_weights: dict[Verdict, Weight] = Field(
         default_factory=dict,
-        description="What a trace of this verdict counts, such as {incorrect: 0.3}. A verdict that is not named, and no verdict: 1. To leave "
-        "traces out choose an arm without them (curate.arms).",
+        description="What a trace of this verdict counts, such as {incorrect: 0.3}. A verdict that is not named, and no verdict: 1. To "
+        "leave traces out choose an arm without them (curate.arms).",
     )
     teacher_weights: dict[str, Weight] = Field(
         default_factory=dict, description="What a trace of this teacher counts (or of gold, human). A name that is not here: 1."
@@ -74,8 +74,8 @@ class LossConfig(StrictModel):
     kl_to_base: float = Field(
         0.0,
         ge=0,
-        description="Times KL(base || student) at every supervised token, added to the loss. Keeps the weights of the base in memory beside "
-        "the student's (sharded alike under ZeRO-3) and runs it on every batch.",
+        description="Times KL(base || student) at every supervised token, added to the loss. Keeps the weights of the base in memory "
+        "beside the student's (sharded alike under ZeRO-3) and runs it on every batch.",
     )
     neftune_alpha: float = Field(0.0, ge=0, description="Noise on the token embeddings in training (NEFTune); usual: 5 to 15. 0: none.")
     progress: ProgressConfig | None = Field(None, description=f"{ProgressConfig.__doc__} None: no such weights.")
@@ -100,12 +100,13 @@ class LossConfig(StrictModel):
         return self
 
     @property
-    def weighs_traces(self) -> bool:
-        """Whether rows have weights of their own."""
-        return bool(self.verdict_weights or self.teacher_weights or self.agreement_power or self.normalise == "traces")
+    def trace_weights(self) -> dict[str, object]:
+        """What decides the weights of traces, as plain data; empty when all count the same."""
+        found = {"verdict": self.verdict_weights, "teacher": self.teacher_weights, "agreement": self.agreement_power}
+        return {name: value for name, value in found.items() if value}
 
     @property
     def is_plain(self) -> bool:
         """Whether the loss is the NLL over the number of supervised tokens (on embeddings with noise, perhaps)."""
         others = self.label_smoothing or self.gce_q or self.confidence or self.kl_to_base or self.progress
-        return not (others or self.weighs_traces)
+        return not (others or self.trace_weights or self.normalise == "traces")

@@ -7,12 +7,14 @@ ranks, so each micro-batch's sum is multiplied by world_size / normaliser before
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from w2sr.errors import UserError
 from w2sr.packing.pack import IGNORED, MicroBatch
@@ -84,10 +86,10 @@ class Objective:
         self._confidence = confidence_at(self._config, step, num_steps)
 
     def normaliser(self, rows: RowStore, step: Step) -> float:
-        """Return what the losses of `step` are divided by, the weights of its supervised tokens summed: the same on every rank."""
+        """Return what the losses of `step` are divided by, the weights of its tokens or traces summed: the same on every rank."""
         weights = rows.weights[step.rows].astype(np.float64)
-        if (weights == 1).all():
-            return float(step.num_supervised)
+        if self._config.normalise == "traces":
+            return float(weights.sum())
         return float((weights * (rows.lengths - rows.prefixes)[step.rows]).sum())
 
     def loss(self, engine: Engine, batch: MicroBatch) -> Loss:
@@ -98,8 +100,12 @@ class Objective:
 
         config = self._config
         asked = self._asked(batch, TokenLoss(config.label_smoothing, config.gce_q, self._confidence, config.kl_to_base))
-        if self._gains is not None:
-            asked.reweigh = self._reweigh(batch, asked.weights)
+        if config.normalise == "traces" or self._gains is not None:
+            traces = Traces.of(batch)
+            if config.normalise == "traces":
+                asked.weights = asked.weights / torch.from_numpy(traces.num_tokens[traces.of_token]).to(asked.weights.device)
+            if self._gains is not None:
+                asked.reweigh = self._reweigh(self._gains, traces, asked.weights)
         total = self._total(engine, batch, asked, training=True)
         self._micro_batch += 1
         if not config.is_plain:
@@ -151,8 +157,11 @@ class Objective:
         weights = np.zeros_like(batch.weights)
         weights[:, :-1] = batch.weights[:, 1:]
         positions = np.flatnonzero(labels != IGNORED)
-        arrays = (positions, labels.ravel()[positions], weights.ravel()[positions])
-        return Supervised(*(torch.from_numpy(array).to(self._group.device) for array in arrays), loss)
+
+        def placed(array: npt.NDArray[Any]) -> torch.Tensor:
+            return torch.from_numpy(array).to(self._group.device)
+
+        return Supervised(placed(positions), placed(labels.ravel()[positions]), placed(weights.ravel()[positions]), loss)
 
     def _total(self, engine: Engine, batch: MicroBatch, asked: Supervised, training: bool) -> torch.Tensor:
         import torch
@@ -163,6 +172,8 @@ class Objective:
         input_ids = torch.as_tensor(batch.input_ids).to(device)
         position_ids = None if batch.position_ids is None else torch.as_tensor(batch.position_ids).to(device)
         fuses = self._decide(engine, input_ids) if self._fuses is None else self._fuses
+        if self._group.sequence_size > 1:
+            asked.keep(*self._group.own_range(input_ids.shape[1]))
         with ExitStack() as stack:
             if training and self._base is not None:
                 asked.base = stack.enter_context(self._base.states(input_ids, position_ids, asked.positions, not fuses))
@@ -191,18 +202,15 @@ class Objective:
         name = type(engine.module).__name__
         if self._config.kernel != "auto":
             raise UserError(
-                f"train.loss.kernel={self._config.kernel}, but the logits of this model ({name}) are not its head applied to its last hidden "
-                "states, as far as w2sr knows; set train.loss.kernel: auto, which takes the model's own logits"
+                f"train.loss.kernel={self._config.kernel}, but the logits of this model ({name}) are not its head applied to its last "
+                "hidden states, as far as w2sr knows; set train.loss.kernel: auto, which takes the model's own logits"
             )
         if self._group.rank == 0:
             _log.warning("%s: the loss takes the model's own logits, all at once; w2sr cannot make those of a %s in chunks", name, name)
         return False
 
-    def _reweigh(self, batch: MicroBatch, weights: torch.Tensor) -> Any:
+    def _reweigh(self, gains: Gains, traces: Traces, weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         import torch
-
-        assert self._gains is not None
-        gains, traces = self._gains, Traces.of(batch)
 
         def reweigh(nll: torch.Tensor) -> torch.Tensor:
             found = gains.weights(traces, nll.double().cpu().numpy())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from w2sr.curation.facts import answer_hash
@@ -34,14 +34,22 @@ class Agreement:
         return (votes[answer] if answer else 1) / votes.total()
 
 
-def row_weight(example: Example, num_supervised: int, config: LossConfig, agreement: Agreement) -> float:
-    """Return what each of the `num_supervised` tokens of an example counts in the loss; `agreement`: of its whole arm."""
+def weigher(config: LossConfig, examples: Callable[[], Iterable[Example]]) -> Callable[[Example], float] | None:
+    """Return `row_weight` for the examples of an arm, which it reads once where it must; None when all traces count 1."""
+    if not config.trace_weights:
+        return None
+    agreement = Agreement.of(examples()) if config.agreement_power else Agreement()
+    return lambda example: row_weight(example, config, agreement)
+
+
+def row_weight(example: Example, config: LossConfig, agreement: Agreement) -> float:
+    """Return what an example counts in the loss; `agreement`: of its whole arm."""
     weight = config.teacher_weights.get(example.origin, 1.0)
     if example.verdict is not None:
         weight *= config.verdict_weights.get(example.verdict, 1.0)
     if config.agreement_power:
         weight *= agreement.share(example) ** config.agreement_power
-    return weight / num_supervised if config.normalise == "traces" else weight
+    return weight
 
 
 def refuse_unknown_teachers(config: LossConfig, teachers: Iterable[str]) -> None:

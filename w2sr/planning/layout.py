@@ -1,0 +1,104 @@
+"""How a training is spread over devices: everything that decides what one of them must hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from w2sr.planning.shapes import ModelShape
+from w2sr.training.batches import batch_plan
+from w2sr.training.config import TrainConfig
+from w2sr.training.memory_config import Place
+
+HALF = ("bf16", "fp16")
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A micro-batch holds `micro_rows` rows (with packing: sequences) of up to `length` tokens.
+
+    `secondary`: ranks that share ZeRO++'s second copy of the weights (1: none). `sequence_parallel`: ranks that share a sequence.
+    `masked`: attention needs a mask of tokens x tokens. `whole_logits`: the loss takes all logits at once. `keeps_base`: the weights that
+    training started from stay beside the student's. `moments`: fp32 numbers that the optimizer keeps for each parameter, `averages`:
+    those of an average of the weights. `split_groups`: matrices decay and vectors do not. `lora_rank`: adapters beside the layers
+    `lora_targets` (None: all) are trained in place of the model.
+    """
+
+    num_ranks: int
+    zero_stage: int
+    precision: str
+    recompute: bool
+    micro_rows: int
+    length: int
+    offload_optimizer: Place = "device"
+    offload_parameters: Place = "device"
+    offload_activations: bool = False
+    secondary: int = 1
+    sequence_parallel: int = 1
+    masked: bool = False
+    whole_logits: bool = False
+    keeps_base: bool = False
+    moments: int = 2
+    averages: int = 0
+    split_groups: bool = False
+    lora_rank: int | None = None
+    lora_targets: tuple[str, ...] | None = None
+    on_gpu: bool = True
+
+    @property
+    def micro_tokens(self) -> int:
+        """Tokens of a micro-batch on one rank, at most."""
+        return -(-self.micro_rows * self.length // self.sequence_parallel)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of a weight in the forward pass."""
+        return 2 if self.precision in HALF else 4
+
+    @property
+    def dtype(self) -> str:
+        """What torch calls the precision."""
+        return DTYPES[self.precision]
+
+    def describe(self) -> str:
+        """Return the choices in one line, as keys of the configuration."""
+        places = {"offload_optimizer": self.offload_optimizer, "offload_parameters": self.offload_parameters}
+        parts = [
+            f"{self.num_ranks} ranks",
+            f"zero_stage={self.zero_stage}",
+            f"precision={self.precision}",
+            f"gradient_checkpointing={str(self.recompute).lower()}",
+            f"micro-batch of {self.micro_rows} x {self.length:,} tokens",
+            *(f"memory.{key}={place}" for key, place in places.items() if place != "device"),
+            *(["memory.offload_activations=true"] if self.offload_activations else []),
+            *([f"memory.hpz_partition_size={self.secondary}"] if self.secondary > 1 else []),
+            *([f"memory.sequence_parallel={self.sequence_parallel}"] if self.sequence_parallel > 1 else []),
+        ]
+        return ", ".join(parts)
+
+
+def layout_of(train: TrainConfig, shape: ModelShape, num_ranks: int | None = None) -> Layout:
+    """Return the layout that a configuration asks for, on `num_ranks` ranks (None: train.num_ranks)."""
+    from w2sr.packing.attention import PROVEN
+
+    memory, ranks = train.memory, num_ranks or train.num_ranks
+    batch = batch_plan(train, max(1, ranks // memory.sequence_parallel))
+    return Layout(
+        num_ranks=ranks,
+        zero_stage=train.zero_stage,
+        precision=train.precision,
+        recompute=train.gradient_checkpointing,
+        micro_rows=max(1, batch.micro_tokens // train.max_length),
+        length=train.max_length,
+        offload_optimizer=memory.offload_optimizer,
+        offload_parameters=memory.offload_parameters,
+        offload_activations=memory.offload_activations,
+        secondary=memory.hpz_partition_size,
+        sequence_parallel=memory.sequence_parallel,
+        masked=train.packing and str(shape.values.get("model_type")) not in PROVEN,
+        whole_logits=train.loss.kernel == "full",
+        keeps_base=train.loss.kl_to_base > 0,
+        averages=1 if train.optimizer.average is not None else 0,
+        split_groups=train.optimizer.weight_decay > 0 and not train.optimizer.decay_vectors,
+        on_gpu=train.use_gpu,
+    )

@@ -80,6 +80,7 @@ class PipelineConfig(StrictModel):
         lists: dict[str, list[Any]] = {
             "train.seeds": list(self.train.seeds),
             "train.arms": list(self.train.arms or []),
+            "train.mixtures": [mixture.name for mixture in self.train.mixtures],
         }
         for key, values in lists.items():
             twice = [value for number, value in enumerate(values) if value in values[:number]]
@@ -89,6 +90,8 @@ class PipelineConfig(StrictModel):
         unknown = sorted(set(self.train.arms or []) - set(made))
         if unknown:
             raise ValueError(f"train.arms names {unknown[0]!r}, which curate.arms does not make; allowed: {', '.join(made)}")
+        self._refuse_bad_mixtures(made)
+        made += [mixture.name for mixture in self.train.mixtures]
         self.curate.refuse_unknown_teachers(names)
         self.report.refuse_unknown_names([*names, *(model.name for model in self.evaluate.models)])
         self.evaluate.refuse_foreign_names(made, [f"{arm}-seed{seed}" for arm in made for seed in self.train.seeds])
@@ -101,10 +104,29 @@ class PipelineConfig(StrictModel):
             )
         return self
 
+    def _refuse_bad_mixtures(self, made: list[str]) -> None:
+        for mixture in self.train.mixtures:
+            if mixture.name in made:
+                raise ValueError(f"train.mixtures: {mixture.name!r} is the name of an arm; choose another")
+            unknown = sorted(set(mixture.parts) - set(made))
+            if unknown:
+                raise ValueError(
+                    f"train.mixtures: {mixture.name!r} has the part {unknown[0]!r}, which curate.arms does not make; allowed: "
+                    f"{', '.join(made)}"
+                )
+        if not self.student_arms:
+            raise ValueError("train.arms is [] and there are no train.mixtures: nobody would be trained; name arms or mixtures")
+
+    @property
+    def student_arms(self) -> list[str]:
+        """What students are trained on, by name: arms, then mixtures."""
+        arms = self.curate.arm_names if self.train.arms is None else list(self.train.arms)
+        return arms + [mixture.name for mixture in self.train.mixtures]
+
     def _engines(self) -> dict[str, str]:
         """Return the kind of the engine of everyone who may answer, by label."""
         own: str = self.evaluate.engine.kind
-        arms, student = self.train.arms or self.curate.arm_names, self.student
+        arms, student = self.student_arms, self.student
         prompted = {"base-cot": student.reasoning_style, "few-shot": student.few_shot}
         labels = ["base", *(label for label, style in prompted.items() if style is not None)]
         found = dict.fromkeys([*labels, *(f"{arm}-seed{seed}" for arm in arms for seed in self.train.seeds)], own)

@@ -29,9 +29,11 @@ class Run:
         return Manifest.load(self.stage(*names)).digest
 
     def student_names(self) -> list[tuple[str, str, int]]:
-        """Return (name, arm, seed) of every student this run trains, in a fixed order; `name` is its folder and label."""
-        arms = self.config.train.arms or self.config.curate.arm_names
-        return [(f"{arm}-seed{seed}", arm, seed) for arm in arms for seed in self.config.train.seeds]
+        """Return (name, arm, seed) of every student this run trains, in a fixed order; `name` is its folder and label.
+
+        `arm` may be the name of a mixture.
+        """
+        return [(f"{arm}-seed{seed}", arm, seed) for arm in self.config.student_arms for seed in self.config.train.seeds]
 
 
 def open_folder(folder: Path) -> Run:

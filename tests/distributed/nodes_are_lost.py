@@ -30,16 +30,16 @@ def train_held(specs: list[str]) -> None:
 
     output, world_size = Path(TrainSpec.from_json(specs[0], "test").output), os.environ["WORLD_SIZE"]
     on_head = ray.get_runtime_context().get_node_id() == output.with_suffix(".head").read_text()
-    rows_of_step = loop.rows_of_step
+    feed_step = loop.Feed.step
 
-    def hold(num_rows: int, global_batch_size: int, seed: int, step: int) -> Any:
+    def hold(feed: Any, step: int) -> Any:
         if step == KILLED_IN and not on_head:
             _meet(output.with_suffix(".held"))
         if step == STARTED_AGAIN_IN and world_size == "1":
             _meet(output.with_suffix(".alone"))
-        return rows_of_step(num_rows, global_batch_size, seed, step)
+        return feed_step(feed, step)
 
-    loop.rows_of_step = hold
+    loop.Feed.step = hold
     loop.train_each(specs)
 
 

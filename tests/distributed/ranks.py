@@ -35,16 +35,17 @@ NUM_ROWS = 40
 
 
 def make_spec(folder: Path, name: str, **changes: Any) -> TrainSpec:
-    """A training of 5 steps with 2 ranks x 4 micro-batches x 2 rows, whose supervised parts are of very different lengths."""
+    """A training of 5 steps with 2 ranks x 4 micro-batches x 2 rows, whose supervised parts are of very different lengths.
+
+    It gets selection rows if it is to look at them more than twice.
+    """
     model = folder / "model"
-    rows = folder / "rows.safetensors"
+    rows, selection = folder / "made.rows.arrow", folder / "selection.rows.arrow"
     if not rows.exists():
         folder.mkdir(parents=True, exist_ok=True)
         make_tiny_model(model, std=0.05)
-        rng = random.Random(0)
-        lengths = [(rng.randint(2, 12), rng.choice([1, 2, 3, 40, 50])) for _ in range(NUM_ROWS)]
-        ids = [(1, *(rng.randint(7, 90) for _ in range(prefix + trace))) for prefix, trace in lengths]
-        save_rows(rows, [Row(f"e{n}", "p", ids[n], prefix) for n, (prefix, _) in enumerate(lengths)])
+        save_rows(rows, random_rows(NUM_ROWS, seed=0))
+        save_rows(selection, random_rows(9, seed=1))
     values: dict[str, Any] = {
         "num_ranks": 2,
         "max_steps": 5,
@@ -57,7 +58,16 @@ def make_spec(folder: Path, name: str, **changes: Any) -> TrainSpec:
         "checkpoint_every": 2,
     }
     train = TrainConfig.model_validate(values | changes)
-    return TrainSpec(name, 3, train, str(model), model_digest(model), str(rows), str(folder / name))
+    watched = str(selection) if train.selection.every else None
+    return TrainSpec(name, 3, train, str(model), model_digest(model), str(rows), str(folder / name), watched)
+
+
+def random_rows(number: int, seed: int) -> list[Row]:
+    """Rows of random tokens with a prefix each and supervised parts of very different lengths."""
+    rng = random.Random(seed)
+    lengths = [(rng.randint(2, 12), rng.choice([1, 2, 3, 40, 50])) for _ in range(number)]
+    ids = [(1, *(rng.randint(7, 90) for _ in range(prefix + trace))) for prefix, trace in lengths]
+    return [Row(f"e{n}", "p", ids[n], prefix) for n, (prefix, _) in enumerate(lengths)]
 
 
 def environment(**extra: str) -> dict[str, str]:

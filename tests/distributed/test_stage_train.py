@@ -21,6 +21,8 @@ from w2sr.records import Example, Prompt
 from w2sr.run import Run
 from w2sr.stages import train as stage
 from w2sr.tables import write_table
+from w2sr.training.data import load_rows
+from w2sr.training.prepare import RowsMaker
 from w2sr.training.spec import TrainSpec
 
 TEMPLATE_THAT_STRIPS = (
@@ -91,14 +93,15 @@ def forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
 def selection_loss(run: Run) -> float:
     """Mean NLL of the selection prompts' traces under the untrained student, row by row in this process."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     folder = run.config.student.model
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    rows = stage._selection_rows(run, tokenizer, stage.model_limits(Path(folder)))
-    assert rows is not None
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    path = RowsMaker(run, Path(folder)).of_selection()
+    assert path is not None
+    store = load_rows(path)
     nll, count = 0.0, 0
-    for row in rows.kept:
+    for row in map(store.row, range(len(store))):
         with torch.no_grad():
             logits = model(torch.tensor([row.ids])).logits[0].log_softmax(-1)
         nll -= sum(float(logits[place - 1, row.ids[place]]) for place in range(row.num_prefix, len(row.ids)))
@@ -107,13 +110,10 @@ def selection_loss(run: Run) -> float:
 
 
 def test_selection_traces_the_student_cannot_read_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from transformers import AutoTokenizer
-
     run = make_run(tmp_path)
     prompt = Prompt("p", "selection", "?", "½", "½", "test", "{}")
     write_table(run.stage("prompts") / "selection.parquet", [prompt], Prompt)
-    folder = Path(run.config.student.model)
-    assert stage._selection_rows(run, AutoTokenizer.from_pretrained(folder), stage.model_limits(folder)) is None
+    assert RowsMaker(run, Path(run.config.student.model)).of_selection() is None
     assert "selection/loss is not logged: 1 of 1 rows fail the gate. The first: example p" in caplog.text
 
 
@@ -130,7 +130,7 @@ def test_every_student_is_trained_committed_and_skipped_the_next_time(
     assert set(manifest.usage) == {"tokens", "device_seconds"}
     folder = run.stage("train", "all-seed0")
     assert json.loads((folder / "dropped.json").read_text())["unwritable"] == []
-    assert not (folder / "rows.safetensors").exists()
+    assert not run.stage("train", ".rows").exists()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     watched = [(row["step"], row["selection/loss"]) for row in rows if "selection/loss" in row]
     assert [step for step, _ in watched] == [0, 3]

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from w2sr.packing.pack import IGNORED, MicroBatch, best_fit, collate_packed, collate_padded
+from w2sr.packing.pack import IGNORED, MicroBatch, collate_packed, collate_padded
 from w2sr.packing.rows import Row
 
-LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 SHAPES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 20)), min_size=1, max_size=10)
 
 
@@ -20,24 +19,6 @@ def rows_of(shapes: list[tuple[int, int]]) -> list[Row]:
     return [
         Row(f"e{n}", "p", tuple(int(i) for i in rng.integers(3, 90, prefix + trace)), prefix) for n, (prefix, trace) in enumerate(shapes)
     ]
-
-
-@given(LENGTHS, st.integers(40, 90))
-def test_every_row_is_packed_exactly_once_and_no_sequence_is_over_the_limit(lengths: list[int], capacity: int) -> None:
-    bins = best_fit(lengths, capacity)
-    assert sorted(index for members in bins for index in members) == list(range(len(lengths)))
-    assert all(sum(lengths[index] for index in members) <= capacity for members in bins)
-
-
-@given(LENGTHS)
-def test_at_most_one_sequence_is_half_empty(lengths: list[int]) -> None:
-    fill = [sum(lengths[index] for index in members) for members in best_fit(lengths, 40)]
-    assert sum(2 * tokens <= 40 for tokens in fill) <= 1
-
-
-def test_a_row_over_the_limit_is_our_own_mistake() -> None:
-    with pytest.raises(AssertionError, match="1 to 10 tokens"):
-        best_fit([11], 10)
 
 
 @given(SHAPES, st.booleans())

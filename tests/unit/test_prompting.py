@@ -24,9 +24,9 @@ class CharTokenizer:
         assert self.chat_template is not None
         return jinja2.Template(self.chat_template).render(messages=messages, add_generation_prompt=add_generation_prompt)
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def __call__(self, texts: list[str], add_special_tokens: bool, **_: bool) -> dict[str, list[list[int]]]:
         assert not add_special_tokens
-        return [ord(char) for char in text]
+        return {"input_ids": [[ord(char) for char in text] for text in texts]}
 
 
 def test_a_chat_prefix_holds_system_question_generation_prompt_and_assistant_prefix() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from w2sr.prompting import PromptStyle, render_prefix
+from w2sr.prompting import PromptStyle, render_prefixes, tokens_of
 
 Counts = npt.NDArray[np.int32]
 _AT_ONCE = 256  # texts: the tokenizer makes some hundred bytes for each token of a batch
@@ -24,14 +24,15 @@ class LengthCounter:
 
     def prefixes(self, questions: Sequence[str]) -> Counts:
         """Return the tokens before the answer, for each question."""
-        return np.array([len(render_prefix(self.tokenizer, self.style, question).ids) for question in questions], np.int32)
+        found = [
+            len(prefix.ids)
+            for start in range(0, len(questions), _AT_ONCE)
+            for prefix in render_prefixes(self.tokenizer, self.style, questions[start : start + _AT_ONCE])
+        ]
+        return np.array(found, np.int32)
 
     def supervised(self, texts: Sequence[str], ended: npt.NDArray[np.bool_]) -> Counts:
         """Return the supervised tokens of each text: its own and, where the trace `ended`, the end token."""
-        lengths: list[int] = []
-        for start in range(0, len(texts), _AT_ONCE):
-            some = list(texts[start : start + _AT_ONCE])
-            # verbose=False: a warning about the model's longest input is beside the point when counting.
-            found = self.tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)
-            lengths += [len(row) for row in found["input_ids"]]
+        parts = [texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)]
+        lengths = [len(ids) for part in parts for ids in tokens_of(self.tokenizer, part)]
         return np.array(lengths, np.int32) + ended.astype(np.int32)

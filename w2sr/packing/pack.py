@@ -1,18 +1,22 @@
 """Layouts of a micro-batch: padded (one row a sequence) and packed (several rows a sequence, no attention across rows).
 
-Packed sequences carry position_ids that restart with each row. transformers builds the block-diagonal mask from them when no attention
-mask is given (masking_utils.find_packed_sequence_indices for sdpa and eager; flash attention reads the same restarts, but only in a
-batch of one sequence, hence `flatten`). Padded rows need no mask either: padding stands on the right, where causal attention never looks.
+Packed sequences carry position_ids that restart with each row. From them attention knows the rows: w2sr.packing.attention and flash
+attention, which want all rows in one sequence (`flatten`), or the block-diagonal mask that transformers builds when no attention mask is
+given (masking_utils.find_packed_sequence_indices). Padded rows need no mask either: padding stands on the right, where causal attention
+never looks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from w2sr.packing.fit import Indices, best_fit
 
 IGNORED = -100
 
@@ -37,6 +41,55 @@ class TokenRow(Protocol):
 
 
 @dataclass(frozen=True)
+class RowTable:
+    """Rows in arrays, each [rows] but `buffers`: row n is `lengths[n]` tokens from `starts[n]` on in `buffers[places[n]]`.
+
+    The first `prefixes[n]` of them are not supervised; the others count `weights[n]` in the loss.
+    """
+
+    buffers: tuple[npt.NDArray[np.int32], ...]
+    places: npt.NDArray[np.int16]
+    starts: Indices
+    lengths: Indices
+    prefixes: Indices
+    weights: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def num_supervised(self) -> int:
+        """Supervised tokens of all rows."""
+        return int((self.lengths - self.prefixes).sum())
+
+    def tokens(self, rows: Indices, within: Indices) -> npt.NDArray[np.int32]:
+        """Return the tokens of `rows` end to end; `within` is each token's place in its row."""
+        lengths = self.lengths[rows]
+        sources = np.repeat(self.starts[rows], lengths) + within
+        if len(self.buffers) == 1:
+            only: npt.NDArray[np.int32] = self.buffers[0][sources]
+            return only
+        places, found = np.repeat(self.places[rows], lengths), np.empty(len(sources), dtype=np.int32)
+        for place, buffer in enumerate(self.buffers):
+            here = places == place
+            found[here] = buffer[sources[here]]
+        return found
+
+
+def table_of(rows: Sequence[TokenRow]) -> RowTable:
+    """Return rows that are in memory as a table."""
+    lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
+    return RowTable(
+        (np.concatenate([np.zeros(0, np.int32), *(np.asarray(row.ids, dtype=np.int32) for row in rows)]),),
+        np.zeros(len(rows), dtype=np.int16),
+        np.cumsum(lengths) - lengths,
+        lengths,
+        np.array([row.num_prefix for row in rows], dtype=np.int64),
+        np.array([row.weight for row in rows], dtype=np.float32),
+    )
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """Arrays [sequences, tokens] of int64. `labels` are the ids where supervised, else IGNORED; unshifted. `position_ids` None: padded.
 
@@ -53,51 +106,47 @@ class MicroBatch:
         """Tokens that count in the loss."""
         return int((self.labels != IGNORED).sum())
 
+    def unsupervised(self) -> MicroBatch:
+        """Return the same tokens without a label."""
+        return MicroBatch(self.input_ids, np.full_like(self.labels, IGNORED), self.position_ids, np.zeros_like(self.weights))
 
-def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Put every index of `lengths` into one bin of at most `capacity` tokens, longest first, each into the fullest bin it fits."""
-    assert all(0 < length <= capacity for length in lengths), f"rows must have 1 to {capacity} tokens, got {max(lengths)}"
-    bins: list[list[int]] = []
-    free: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        fitting = [number for number, room in enumerate(free) if room >= lengths[index]]
-        if fitting:
-            number = min(fitting, key=lambda number: (free[number], number))
-        else:
-            number = len(bins)
-            bins.append([])
-            free.append(capacity)
-        bins[number].append(index)
-        free[number] -= lengths[index]
-    return bins
+
+def collate(table: RowTable, sequences: Sequence[Indices], pad_id: int, packed: bool) -> MicroBatch:
+    """Return a micro-batch in which sequence n holds the rows `sequences[n]` end to end, padded on the right to the longest sequence.
+
+    Padding is a row of its own: its positions count from 0 too.
+    """
+    rows = np.concatenate(sequences)
+    counts = np.array([len(members) for members in sequences])
+    lengths = table.lengths[rows]
+    assert (table.prefixes[rows] >= 1).all(), "the first token of a row has nothing to be predicted from"
+    row_starts = np.cumsum(lengths) - lengths  # with all sequences end to end
+    firsts = np.cumsum(counts) - counts
+    totals = np.add.reduceat(lengths, firsts)
+    width = int(totals.max())
+    within = np.arange(lengths.sum()) - np.repeat(row_starts, lengths)
+    targets = np.repeat(np.repeat(np.arange(len(counts)) * width - row_starts[firsts], counts) + row_starts, lengths) + within
+    ids = table.tokens(rows, within).astype(np.int64)
+    is_supervised = within >= np.repeat(table.prefixes[rows], lengths)
+
+    shape = (len(counts), width)
+    input_ids, labels = np.full(shape, pad_id, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+    weights = np.zeros(shape, dtype=np.float32)
+    positions = np.arange(width) - totals[:, None]
+    input_ids.ravel()[targets] = ids
+    labels.ravel()[targets[is_supervised]] = ids[is_supervised]
+    weights.ravel()[targets[is_supervised]] = np.repeat(table.weights[rows], lengths)[is_supervised]
+    positions.ravel()[targets] = within
+    return MicroBatch(input_ids, labels, positions if packed else None, weights)
 
 
 def collate_padded(rows: Sequence[TokenRow], pad_id: int) -> MicroBatch:
     """Return one sequence a row, padded on the right to the longest."""
-    return _collate([[row] for row in rows], pad_id, packed=False)
+    return collate(table_of(rows), [np.array([number]) for number in range(len(rows))], pad_id, packed=False)
 
 
 def collate_packed(rows: Sequence[TokenRow], pad_id: int, capacity: int, flatten: bool) -> MicroBatch:
-    """Return `rows` packed into sequences of at most `capacity` tokens. `flatten`: all end to end in one, as flash attention wants."""
-    bins = [list(range(len(rows)))] if flatten else best_fit([len(row.ids) for row in rows], capacity)
-    return _collate([[rows[index] for index in members] for members in bins], pad_id, packed=True)
-
-
-def _collate(sequences: list[list[TokenRow]], pad_id: int, packed: bool) -> MicroBatch:
-    shape = (len(sequences), max(sum(len(row.ids) for row in rows) for rows in sequences))
-    input_ids = np.full(shape, pad_id, dtype=np.int64)
-    labels = np.full(shape, IGNORED, dtype=np.int64)
-    positions = np.zeros(shape, dtype=np.int64)
-    weights = np.zeros(shape, dtype=np.float32)
-    for number, rows in enumerate(sequences):
-        start = 0
-        for row in rows:
-            assert row.num_prefix >= 1, "the first token of a row has nothing to be predicted from"
-            end = start + len(row.ids)
-            input_ids[number, start:end] = row.ids
-            labels[number, start + row.num_prefix : end] = row.ids[row.num_prefix :]
-            weights[number, start + row.num_prefix : end] = row.weight
-            positions[number, start:end] = np.arange(end - start)
-            start = end
-        positions[number, start:] = np.arange(shape[1] - start)  # padding is a row of its own
-    return MicroBatch(input_ids, labels, positions if packed else None, weights)
+    """Return `rows` packed into sequences of at most `capacity` tokens. `flatten`: all end to end in one."""
+    table = table_of(rows)
+    sequences = [np.arange(len(rows))] if flatten else best_fit(table.lengths, capacity).split()
+    return collate(table, sequences, pad_id, packed=True)

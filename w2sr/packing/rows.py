@@ -9,18 +9,21 @@ Loss is masked by position, never by token value, so a pad token that equals EOS
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from w2sr.errors import UserError
-from w2sr.prompting import Prefix, PromptStyle, messages_of, render_chat, render_prefix
+from w2sr.prompting import Prefix, PromptStyle, messages_of, render_chat, render_prefixes, tokens_of
 from w2sr.records import Example
 
 # A stray trace that the tokenizer cannot write is dropped and counted; a larger share means that the tokenizer is the wrong one.
 MAX_UNWRITABLE_SHARE = 0.01
 THINK_OPENINGS = ("<think>\n", "<think>")
+AT_ONCE = 256  # examples: the tokenizer makes some hundred bytes for each token of a batch
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,78 +81,116 @@ def build_rows(tokenizer: Any, style: PromptStyle, examples: Iterable[Example], 
     with an end token inside, or read back as another text). Raises UserError when the template or the tokenizer fails the gate, when more
     than MAX_UNWRITABLE_SHARE of the rows cannot be written, when there is no example, or when no row fits.
     """
-    if limits.max_positions is not None and max_length > limits.max_positions:
-        raise UserError(
-            f"train.max_length={max_length} is more than the {limits.max_positions} positions of the model; "
-            f"set train.max_length to {limits.max_positions} or less"
-        )
-    gate = _Gate(tokenizer, style, limits)
+    gate, tally = Gate(tokenizer, style, limits, max_length), Tally(max_length)
     kept: list[Row] = []
-    too_long: list[str] = []
-    unwritable: dict[str, _UnwritableError] = {}
-    shortest = 0
-    for example in examples:
-        try:
-            row = gate.row(example)
-        except _UnwritableError as error:
-            unwritable[example.example_id] = error
-            continue
-        if len(row.ids) <= max_length:
-            kept.append(row)
-        else:
-            too_long.append(row.example_id)
-            shortest = min(shortest or len(row.ids), len(row.ids))
-    _refuse_many(unwritable, len(kept) + len(too_long) + len(unwritable))
-    if not kept:
-        if not too_long:
+    for some in batched(examples, AT_ONCE):
+        sifted = gate.sift(some)
+        tally.add(len(sifted.kept), sifted)
+        kept += sifted.kept
+    tally.check()
+    return Rows(tuple(kept), tuple(tally.too_long), tuple(tally.unwritable))
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield the items in lists of `size`; the last may be shorter."""
+    iterator = iter(items)
+    while some := list(itertools.islice(iterator, size)):
+        yield some
+
+
+@dataclass(frozen=True, slots=True)
+class Sifted:
+    """What the gate made of some examples: the rows that fit, {example id: tokens} of those too long, {example id: why} of the others."""
+
+    kept: list[Row]
+    too_long: dict[str, int]
+    unwritable: dict[str, str]
+
+
+class Tally:
+    """Counts what the gate dropped, over all examples of an arm."""
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+        self.num_kept = 0
+        self.too_long: dict[str, int] = {}
+        self.unwritable: dict[str, str] = {}
+
+    def add(self, num_kept: int, sifted: Sifted) -> None:
+        """Count some more examples: so many became rows, the others are in `sifted`."""
+        self.num_kept += num_kept
+        self.too_long |= sifted.too_long
+        self.unwritable |= sifted.unwritable
+
+    def check(self) -> None:
+        """Raise UserError when the examples seen make no training."""
+        total = self.num_kept + len(self.too_long) + len(self.unwritable)
+        if len(self.unwritable) > MAX_UNWRITABLE_SHARE * total:
+            raise UserError(f"{len(self.unwritable)} of {total} rows fail the gate. The first: {next(iter(self.unwritable.values()))}")
+        if self.num_kept:
+            return
+        if not self.too_long:
             raise UserError("there is no example to train on; look at curate/funnel.json for the reasons, or train other arms (train.arms)")
+        shortest = min(self.too_long.values())
         raise UserError(
-            f"all {len(too_long)} rows are longer than train.max_length={max_length} tokens; the shortest has {shortest}: raise it to at "
-            f"least {shortest}"
+            f"all {len(self.too_long)} rows are longer than train.max_length={self.max_length} tokens; the shortest has {shortest}: raise "
+            f"it to at least {shortest}"
         )
-    return Rows(tuple(kept), tuple(too_long), tuple(unwritable))
 
 
 class _UnwritableError(UserError):
     """The tokenizer cannot write this one trace as supervised tokens."""
 
 
-def _refuse_many(unwritable: dict[str, _UnwritableError], total: int) -> None:
-    if len(unwritable) > MAX_UNWRITABLE_SHARE * total:
-        raise UserError(f"{len(unwritable)} of {total} rows fail the gate. The first: {next(iter(unwritable.values()))}")
+class Gate:
+    """Builds rows for one tokenizer and style and checks each. Raises UserError when tokenizer or `max_length` do not fit the model."""
 
-
-class _Gate:
-    """Builds rows for one tokenizer and style and checks each; prefixes are remembered, since a prompt has several traces."""
-
-    def __init__(self, tokenizer: Any, style: PromptStyle, limits: ModelLimits) -> None:
+    def __init__(self, tokenizer: Any, style: PromptStyle, limits: ModelLimits, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.style = style
         self.limits = limits
-        self._prefix: tuple[str, Prefix] | None = None
+        self.max_length = max_length
         self._end_ids: dict[str, tuple[int, ...]] = {}
         self._bos_opens_turns = style.format == "chat" and _bos_opens_turns(tokenizer)
+        if limits.max_positions is not None and max_length > limits.max_positions:
+            raise UserError(
+                f"train.max_length={max_length} is more than the {limits.max_positions} positions of the model; "
+                f"set train.max_length to {limits.max_positions} or less"
+            )
         if len(tokenizer) > limits.vocab_size and max(tokenizer.get_vocab().values()) >= limits.vocab_size:
             raise UserError(
                 f"tokenizer {tokenizer.name_or_path} has token ids up to {max(tokenizer.get_vocab().values())}, but the model has only "
                 f"{limits.vocab_size} embeddings; use the tokenizer the model was trained with"
             )
 
-    def row(self, example: Example) -> Row:
-        """Return the checked row of one example."""
-        prefix = self._render(example.question)
-        end_text, end_id = self._end(example, prefix)
-        text_ids = tuple(self.tokenizer.encode(example.text, add_special_tokens=False))
-        # A trace that the token limit cut gets no end token: an end that is faked teaches to stop in mid-thought.
-        end_ids, end_text = ((end_id,), end_text) if example.ended else ((), "")
-        row = Row(example.example_id, example.prompt_id, (*prefix.ids, *text_ids, *end_ids), len(prefix.ids))
-        self._check_tokens(row, text_ids, example.text + end_text)
-        return row
-
-    def _render(self, question: str) -> Prefix:
-        if self._prefix is None or self._prefix[0] != question:
-            self._prefix = (question, render_prefix(self.tokenizer, self.style, question))
-        return self._prefix[1]
+    def sift(self, examples: Sequence[Example]) -> Sifted:
+        """Return the checked rows of some examples, AT_ONCE at most, and what was dropped."""
+        questions = list(dict.fromkeys(example.question for example in examples))  # a prompt has several traces
+        prefixes = dict(zip(questions, render_prefixes(self.tokenizer, self.style, questions), strict=True))
+        texts = tokens_of(self.tokenizer, [example.text for example in examples])
+        rows, expected = [], []
+        for example, text_ids in zip(examples, texts, strict=True):
+            prefix = prefixes[example.question]
+            end_text, end_id = self._end(example, prefix)
+            # A trace that the token limit cut gets no end token: an end that is faked teaches to stop in mid-thought.
+            end_ids, end_text = ((end_id,), end_text) if example.ended else ((), "")
+            rows.append(Row(example.example_id, example.prompt_id, (*prefix.ids, *text_ids, *end_ids), len(prefix.ids)))
+            expected.append(example.text + end_text)
+        read = self.tokenizer.batch_decode(
+            [list(row.ids[row.num_prefix :]) for row in rows], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        sifted = Sifted([], {}, {})
+        for row, text_ids, text, decoded in zip(rows, texts, expected, read, strict=True):
+            try:
+                self._check_tokens(row, text_ids, text, decoded)
+            except _UnwritableError as error:
+                sifted.unwritable[row.example_id] = str(error)
+                continue
+            if len(row.ids) <= self.max_length:
+                sifted.kept.append(row)
+            else:
+                sifted.too_long[row.example_id] = len(row.ids)
+        return sifted
 
     def _end(self, example: Example, prefix: Prefix) -> tuple[str, int]:
         """Return text and id of the token that ends the answer; proves on the way that the template keeps the reasoning."""
@@ -193,6 +234,14 @@ class _Gate:
         raise UserError(self._explain_template(example, prefix.text + example.text, whole))
 
     def _explain_template(self, example: Example, expected: str, found: str) -> str:
+        missing = self._missing_generation_prompt(example)
+        if missing is not None:
+            return (
+                f"the chat template of {self.tokenizer.name_or_path} has no generation prompt: asked for one it writes nothing after the "
+                f"question, but in a whole conversation the answer comes after {missing!r}. Trained or asked without that the student "
+                "would not know whose turn it is. Let the template end with "
+                f"{{% if add_generation_prompt %}}{{{{ {missing!r} }}}}{{% endif %}}, or set student.style.format: plain"
+            )
         same = next((place for place, (one, other) in enumerate(zip(expected, found)) if one != other), min(len(expected), len(found)))
         if same == len(expected):
             what = f"puts {found[same : same + 60]!r} after it, where one end-of-turn token is needed"
@@ -204,7 +253,16 @@ class _Gate:
             "its end token, or write what the template inserts into student.style.assistant_prefix, or set student.style.format: plain"
         )
 
-    def _check_tokens(self, row: Row, text_ids: Sequence[int], supervised_text: str) -> None:
+    def _missing_generation_prompt(self, example: Example) -> str | None:
+        """Return what stands between question and answer, if the template writes it in whole conversations only."""
+        messages, mark = messages_of(self.style, example.question), "0"
+        asked, unasked = (render_chat(self.tokenizer, messages, add_generation_prompt=prompt) for prompt in (True, False))
+        whole = render_chat(self.tokenizer, [*messages, {"role": "assistant", "content": mark}], add_generation_prompt=False)
+        if asked != unasked or not whole.startswith(asked):
+            return None
+        return whole[len(asked) :].partition(mark)[0] or None
+
+    def _check_tokens(self, row: Row, text_ids: Sequence[int], supervised_text: str, decoded: str) -> None:
         where = f"example {row.example_id} with tokenizer {self.tokenizer.name_or_path}"
         if not text_ids:
             raise _UnwritableError(f"{where}: the trace is empty, only the end token would be supervised; remove the example")
@@ -217,7 +275,6 @@ class _Gate:
         if bos is not None and (row.ids[0] != bos or bos in second):
             places = [place for place, token in enumerate(row.ids) if token == bos]
             raise UserError(f"{where}: BOS must stand once, at position 0, but stands at {places}; correct the chat template or the text")
-        decoded = self.tokenizer.decode(row.ids[row.num_prefix :], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if decoded != supervised_text:
             same = next((i for i, (a, b) in enumerate(zip(decoded, supervised_text)) if a != b), min(len(decoded), len(supervised_text)))
             raise _UnwritableError(

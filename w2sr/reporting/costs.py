@@ -188,7 +188,11 @@ def _mean(usages: list[Usage]) -> Usage:
 
 
 def teachers_of_arm(run: Run, arm_name: str) -> list[str]:
-    """Return the teachers without whose traces an arm could not be made."""
+    """Return the teachers without whose traces an arm, or a mixture of arms, could not be made."""
+    mixture = next((mixture for mixture in run.config.train.mixtures if mixture.name == arm_name), None)
+    if mixture is not None:
+        of_parts = {name for part in mixture.parts for name in teachers_of_arm(run, part)}
+        return [teacher.name for teacher in run.config.teachers if teacher.name in of_parts]
     names = [teacher.name for teacher in run.config.teachers]
     arm = next((arm for arm in run.config.curate.arms if arm_name in arm.arm_names), None)
     if arm is None or arm.family == "gold" or (arm.mix and not set(arm.mix) - {"gold", "human"}):

@@ -1,4 +1,4 @@
-"""Stage `train`: one student for each arm and seed, in `train/<arm>-seed<N>/`.
+"""Stage `train`: one student for each arm (or mixture of arms) and seed, in `train/<arm>-seed<N>/`.
 
 All students that are still to do are trained one after another by one group of ranks: starting a group costs more than a small training.
 Each is committed (manifest) as soon as it is done, so a kill costs at most the work since the last checkpoint of one student.
@@ -16,17 +16,18 @@ from types import TracebackType
 from cluster.session import require
 from cluster.train_group import GroupSpec, run_group
 from w2sr.artifacts import STARTED, StageDir, model_digest
-from w2sr.errors import UserError
-from w2sr.packing.rows import ModelLimits, Rows, build_rows, model_limits
 from w2sr.progress import Progress
-from w2sr.records import Example, Prompt
 from w2sr.run import Run
-from w2sr.tables import read_table, write_text
+from w2sr.tables import write_text
 from w2sr.teachers.draining import Drain
 from w2sr.teachers.models import model_folder
 from w2sr.training import checkpoint
-from w2sr.training.data import num_steps, save_rows
+from w2sr.training.data import RowFacts, load_rows
 from w2sr.training.loop import train_each
+from w2sr.training.order import Course
+from w2sr.training.prepare import RowsMaker, remove_own_rows, shares_of
+from w2sr.training.schedule import check_schedule
+from w2sr.training.selection import check_rows
 from w2sr.training.signals import STOP_FILE
 from w2sr.training.spec import TrainResult, TrainSpec
 from w2sr.training.watch import METRICS
@@ -37,33 +38,34 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Student:
-    """One student to train: its folder, its spec, and what its manifest will count."""
+    """One student to train: its folder, its spec, its steps, and the facts of the rows files of its arm or of the parts of its mixture."""
 
     stage: StageDir
     spec: TrainSpec
     num_steps: int
-    rows: Rows
+    facts: tuple[RowFacts, ...]
 
     def commit(self, result: TrainResult) -> None:
-        """Write the manifest of a finished student, and remove its copy of the rows."""
+        """Write the manifest of a finished student."""
         folder = self.stage.folder
-        dropped = folder / "dropped.json"
-        write_text(dropped, json.dumps({"too_long": self.rows.too_long, "unwritable": self.rows.unwritable}, indent=1) + "\n")
-        num_kept, num_long, num_unwritable = len(self.rows.kept), len(self.rows.too_long), len(self.rows.unwritable)
+        dropped, of_reason = folder / "dropped.json", dict[str, list[str]]()
+        for reason in ("too_long", "unwritable"):
+            of_reason[reason] = [name for facts in self.facts for name in getattr(facts, reason)]
+        write_text(dropped, json.dumps(of_reason, indent=1) + "\n")
+        num_kept = sum(facts.num_rows for facts in self.facts)
+        num_dropped = {reason: len(names) for reason, names in of_reason.items()}
         self.stage.finish(
             {
-                "rows": num_kept + num_long + num_unwritable,
+                "rows": num_kept + sum(num_dropped.values()),
                 "kept": num_kept,
-                "too_long": num_long,
-                "unwritable": num_unwritable,
+                **num_dropped,
                 "steps": result.steps,
+                "exported_step": result.exported_step,
                 "supervised_tokens": result.supervised_tokens,
             },
             [dropped, *(path for path in (folder / "model").rglob("*") if path.is_file())],
             {"tokens": result.tokens, "device_seconds": result.rank_seconds},
         )
-        for path in {self.spec.rows, self.spec.selection_rows} - {None}:
-            Path(str(path)).unlink(missing_ok=True)
 
 
 def run(run: Run) -> None:
@@ -74,6 +76,7 @@ def run(run: Run) -> None:
     stages = [(arm, seed, _stage_dir(run, name, arm, seed, digest)) for name, arm, seed in run.student_names()]
     students = _prepare(run, folder, digest, [(arm, seed, stage) for arm, seed, stage in stages if not stage.is_done()])
     if not students:
+        remove_own_rows(run)
         return
     sizes, work_dir = train.group_sizes, run.stage("train", ".group")
     group = GroupSpec(sizes, train.cpus_per_rank, train.use_gpu, train.max_failures, work_dir, train.wait_for_ranks_s)
@@ -88,10 +91,15 @@ def run(run: Run) -> None:
         if not board.is_done:
             # The ranks stop by themselves in time; the driver's clock may not be there yet.
             drain.pass_on(f"train: stopped with {board.num_left} of {len(students)} students to do; run the same command again to go on")
+    if board.is_done:
+        remove_own_rows(run)
 
 
 def _stage_dir(run: Run, name: str, arm: str, seed: int, digest: str) -> StageDir:
     config = {"train": run.config.train.identity(), "style": run.config.student.style.identity(), "arm": arm, "seed": seed}
+    parts = shares_of(run.config.train, arm)
+    if len(parts) > 1:
+        config["mixture"] = parts
     return StageDir(run.stage("train", name), "train", config, {"curate": run.digest("curate"), "model": digest})
 
 
@@ -99,51 +107,23 @@ def _prepare(run: Run, folder: Path, digest: str, todo: list[tuple[str, int, Sta
     """Tokenise and check all rows here, before any rank exists: ranks that wait for rank 0 to tokenise run into timeouts."""
     if not todo:
         return []
-    from transformers import AutoTokenizer
-
-    tokenizer, limits = AutoTokenizer.from_pretrained(folder), model_limits(folder)
-    train = run.config.train
+    train, stop_by = run.config.train, run.config.generate.stop_by
+    maker = RowsMaker(run, folder)
+    watched = maker.of_selection()
+    check_rows(train.selection, watched is not None)
+    found = {arm: maker.of_arm(arm) for arm in dict.fromkeys(arm for arm, _, _ in todo)}
     students: list[_Student] = []
-    of_arm: dict[str, Rows] = {}
-    selection = _selection_rows(run, tokenizer, limits)
-    with Progress("train: check rows", len(todo), "students") as progress:
-        for arm, seed, stage in todo:
-            if arm not in of_arm:
-                examples = read_table(run.stage("curate") / f"{arm}.parquet", Example)
-                of_arm[arm] = build_rows(tokenizer, run.config.student.style, examples, train.max_length, limits)
-            rows = of_arm[arm]
-            steps = num_steps(len(rows.kept), train.global_batch_size, train.epochs, train.max_steps)
-            paths = stage.folder / "rows.safetensors", stage.folder / "selection.safetensors"
-            save_rows(paths[0], rows.kept)
-            if selection is not None:
-                save_rows(paths[1], selection.kept)
-            watched = str(paths[1].resolve()) if selection is not None else None
-            output = str(stage.folder.resolve())
-            stop_by = run.config.generate.stop_by
-            until = None if stop_by is None else stop_by.isoformat()
-            spec = TrainSpec(stage.folder.name, seed, train, str(folder), digest, str(paths[0].resolve()), output, watched, until)
-            write_text(stage.folder / "spec.json", spec.to_json())
-            students.append(_Student(stage, spec, steps, rows))
-            progress.advance(1)
+    for arm, seed, stage in todo:
+        rows, facts = found[arm]
+        store = load_rows(rows)
+        steps = Course(store.lengths, store.parts, train, seed).num_steps
+        check_schedule(train, steps)
+        selection = None if watched is None else str(watched.resolve())
+        output, until = str(stage.folder.resolve()), None if stop_by is None else stop_by.isoformat()
+        spec = TrainSpec(stage.folder.name, seed, train, str(folder), digest, str(rows.resolve()), output, selection, until)
+        write_text(stage.folder / "spec.json", spec.to_json())
+        students.append(_Student(stage, spec, steps, facts))
     return students
-
-
-def _selection_rows(run: Run, tokenizer: object, limits: ModelLimits) -> Rows | None:
-    """Return rows of the selection prompts' reference traces, to watch their loss; None when there are none that this student can read."""
-    path = run.stage("prompts") / "selection.parquet"
-    prompts = read_table(path, Prompt)[:NUM_SELECTION_ROWS] if path.is_file() else []
-    examples = [_reference(prompt) for prompt in prompts if prompt.reference_trace]
-    if not examples:
-        return None
-    try:
-        return build_rows(tokenizer, run.config.student.style, examples, run.config.train.max_length, limits)
-    except UserError as error:
-        _log.warning("selection/loss is not logged: %s", error)
-        return None
-
-
-def _reference(prompt: Prompt) -> Example:
-    return Example(prompt.prompt_id, prompt.prompt_id, prompt.question, prompt.reference_trace or "", "gold", None, None)
 
 
 class _Board:
@@ -185,7 +165,7 @@ class _Board:
             assert self._current is not None
             assert self._bar is not None
             result = TrainResult.load(self._current.stage.folder)
-            self._show(self._current.num_steps if result else None)
+            self._show(result.steps if result else None)
             if result is None:
                 if self._drain.is_wanted():
                     (self._current.stage.folder / STOP_FILE).touch()
@@ -203,6 +183,7 @@ class _Board:
     def _show(self, step: int | None) -> None:
         assert self._current is not None
         assert self._bar is not None
+        self._show_stalls()
         row = last_row(self._current.stage.folder / METRICS)
         step = step if step is not None else int(row.get("step", 0))
         if checkpoint.is_converting(self._current.stage.folder / "checkpoints"):

@@ -46,7 +46,7 @@ def batch_plan(train: TrainConfig, data_size: int, mean_length: float | None = N
     taken to be full.
     """
     unit = float(train.max_length) if train.packing or mean_length is None else mean_length
-    step_tokens = float(train.global_batch_tokens) if train.global_batch_size is None else train.global_batch_size * unit
+    step_tokens = float(train.global_batch_tokens or 0) if train.global_batch_size is None else train.global_batch_size * unit
     micro_tokens = train.micro_batch_tokens if train.micro_batch_size is None else train.micro_batch_size * train.max_length
     assert micro_tokens is not None
     is_exact = train.global_batch_size is not None and train.micro_batch_size is not None
@@ -99,7 +99,7 @@ def _halved(micro_batches: list[Indices], lengths: Indices, number: int) -> list
     places = itertools.count()  # distinct, so that the heap never compares arrays
     heap = [(-int(lengths[units].sum()), next(places), units) for units in micro_batches]
     heapq.heapify(heap)
-    done = []
+    done: list[tuple[int, int, Indices]] = []
     while heap and len(heap) + len(done) < number:
         size, place, units = heapq.heappop(heap)
         if len(units) == 1:
@@ -108,3 +108,15 @@ def _halved(micro_batches: list[Indices], lengths: Indices, number: int) -> list
         for half in (units[: len(units) // 2], units[len(units) // 2 :]):
             heapq.heappush(heap, (-int(lengths[half].sum()), next(places), half))
     return [units for _, _, units in sorted([*heap, *done], key=lambda item: item[:2])]
+
+
+def deal(lengths: Indices, num_shares: int, micro_batch_size: int) -> list[list[Indices]]:
+    """Deal as many units as fill micro-batches of `micro_batch_size` evenly: `deal(...)[round][share]` holds numbers of units.
+
+    Units of like length come together, so that little is padded and ranks that wait for each other have equal work.
+    """
+    group = num_shares * micro_batch_size
+    assert len(lengths) % group == 0, f"{len(lengths)} units do not fill micro-batches of {micro_batch_size} on {num_shares} ranks"
+    rounds = np.lexsort((np.arange(len(lengths)), -lengths)).reshape(-1, micro_batch_size, num_shares)
+    rounds[:, 1::2] = rounds[:, 1::2, ::-1]  # there and back, or rank 0 would always get the longer one
+    return [[chunk[:, share] for share in range(num_shares)] for chunk in rounds]

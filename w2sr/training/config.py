@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from w2sr.errors import UserError
 from w2sr.prompting import PromptStyle
 from w2sr.schema import PLACEMENT, StrictModel
 from w2sr.training.deepspeed_keys import refuse_derived
 from w2sr.training.export_config import ExportConfig
+from w2sr.training.lora_config import LoraConfig
 from w2sr.training.loss_config import LossConfig
 from w2sr.training.memory_config import MemoryConfig
 from w2sr.training.optimizer_config import OptimizerConfig
@@ -49,12 +50,51 @@ class StudentConfig(StrictModel):
     )
 
 
+class MixtureConfig(StrictModel):
+    """Several arms in one training, by weight. An epoch has as many rows as the arms together, each arm as many of them as its share."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Stands where an arm's name does: the students are called <name>-seed<N>."
+    )
+    parts: dict[str, float] = Field(
+        min_length=2,
+        description="Weight of each arm, relative to the others: {correct: 0.7, gold: 0.3}. An arm is seen in permutations of its own, end "
+        "to end over all epochs: one with fewer rows than its share comes round again, one with more goes on in the next epoch.",
+    )
+
+    @field_validator("parts")
+    @classmethod
+    def _positive(cls, parts: dict[str, float]) -> dict[str, float]:
+        wrong = [arm for arm, weight in parts.items() if not 0 < weight < float("inf")]
+        if wrong:
+            raise ValueError(f"the weight of {wrong[0]!r} is {parts[wrong[0]]:g}; give more than 0, or leave the arm out")
+        return parts
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares of the arms, which sum to 1."""
+        total = sum(self.parts.values())
+        return {arm: weight / total for arm, weight in self.parts.items()}
+
+
 class TrainConfig(StrictModel):
     """Full-parameter supervised fine-tuning with DeepSpeed ZeRO."""
 
-    arms: list[str] | None = Field(None, description="Arms to train on; None: every curated arm.", json_schema_extra=PLACEMENT)
+    arms: list[str] | None = Field(
+        None,
+        description="Arms to train on, a student for each; None: every curated arm; []: none, only mixtures.",
+        json_schema_extra=PLACEMENT,
+    )
+    mixtures: list[MixtureConfig] = Field(
+        default_factory=list,
+        description="Further students, of several arms by weight, for example [{name: blend, parts: {correct: 0.7, gold: 0.3}}].",
+        json_schema_extra=PLACEMENT,
+    )
     seeds: list[int] = Field(
-        default_factory=lambda: [0], min_length=1, description="One student is trained for each arm and seed.", json_schema_extra=PLACEMENT
+        default_factory=lambda: [0],
+        min_length=1,
+        description="One student for each arm, or mixture, and seed.",
+        json_schema_extra=PLACEMENT,
     )
     num_ranks: int = Field(2, gt=0, description="Data-parallel ranks that are wanted.", json_schema_extra=PLACEMENT)
     min_ranks: int | None = Field(
@@ -66,6 +106,18 @@ class TrainConfig(StrictModel):
     wait_for_ranks_s: float = Field(
         120, ge=0, description="Seconds to wait for room for all ranks before going on with fewer.", json_schema_extra=PLACEMENT
     )
+    rows_cache: str | None = Field(
+        None,
+        description="A folder for tokenised rows that runs share: rows of the same traces, tokenizer, style and limits are made once. "
+        "None: in the run folder, until its students are trained. Empty it when no training runs.",
+        json_schema_extra=PLACEMENT,
+    )
+    rows_workers: int | None = Field(
+        None,
+        gt=0,
+        description="Processes that tokenise, at most. None: the processors of the machine. Few rows take one.",
+        json_schema_extra=PLACEMENT,
+    )
     cpus_per_rank: float = Field(1, gt=0, description="Processors of one rank.", json_schema_extra=PLACEMENT)
     use_gpu: bool = Field(False, description="One GPU a rank and NCCL; otherwise CPU and gloo.", json_schema_extra=PLACEMENT)
     zero_stage: Literal[0, 1, 2, 3] = Field(
@@ -73,7 +125,7 @@ class TrainConfig(StrictModel):
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32",
-        description="Precision of weights in the forward and backward pass; master weights are fp32. fp16 (GPUs only) scales the loss and "
+        description="Precision of weights in the forward and backward pass; master weights are fp32. fp16 scales the loss and "
         "repeats a step that overflows at half the scale.",
     )
     epochs: float | None = Field(None, gt=0, description="Passes over the arm. Give this or max_steps.")
@@ -144,6 +196,7 @@ class TrainConfig(StrictModel):
     selection: SelectionConfig = Field(default_factory=SelectionConfig, description=SelectionConfig.__doc__)
     memory: MemoryConfig = Field(default_factory=MemoryConfig, description=MemoryConfig.__doc__)
     watch: WatchConfig = Field(default_factory=WatchConfig, description=WatchConfig.__doc__, json_schema_extra=PLACEMENT)
+    lora: LoraConfig | None = Field(None, description=f"{LoraConfig.__doc__} None: all weights are trained.")
     export: ExportConfig = Field(default_factory=ExportConfig, description=ExportConfig.__doc__)
     deepspeed: dict[str, Any] = Field(
         default_factory=dict,
@@ -177,8 +230,6 @@ class TrainConfig(StrictModel):
             raise ValueError(
                 f"zero_stage=0 with precision={self.precision} keeps no fp32 master weights; use zero_stage 1, 2 or 3, or precision: fp32"
             )
-        if self.precision == "fp16" and not self.use_gpu:
-            raise ValueError("precision=fp16 needs use_gpu=true: CPUs have no kernels for it; use bf16 or fp32")
         return self
 
     @model_validator(mode="after")
@@ -188,7 +239,11 @@ class TrainConfig(StrictModel):
             raise ValueError(
                 "selection.export=best needs the weights in memory; with offload to nvme they are not: offload to cpu, or export: last"
             )
-        self.memory.refuse_what_does_not_combine(self.zero_stage, self.use_gpu, self.gradient_checkpointing)
+        self.memory.refuse_what_does_not_combine(self.zero_stage, self.use_gpu, self.gradient_checkpointing, self.packing)
+        shared, loss = self.memory.sequence_parallel > 1, self.loss
+        whole = [name for name in ("progress", "kl_to_base", "neftune_alpha") if getattr(loss, name)]
+        if shared and whole:
+            raise ValueError(f"loss.{whole[0]} needs whole sequences on each rank; leave it out, or set memory.sequence_parallel=1")
         refuse_derived(self.deepspeed)
         undivided = self.memory.undivided(self.num_ranks)
         if undivided is not None:

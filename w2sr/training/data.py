@@ -1,126 +1,281 @@
-"""Which rows an optimizer step sees: a pure function of (number of rows, batch size, seed, step).
+"""Rows on disk: an Arrow file of tokens that every rank maps into its memory, and beside it the facts about it, written last.
 
-The order is one permutation an epoch, end to end, cut every global_batch_size rows; a step's rows do not depend on the number of
-ranks. The only state is the step, so a resumed run goes on exactly where it was.
+What always holds:
+- a rows file without its facts does not exist for anybody: it is being written, or its writer was killed;
+- facts hold the digest of what the rows are: of tokens, lengths, prefixes, weights and ids, not of the file's layout;
+- nobody copies the tokens: a rank holds a few numbers a row, and its batches.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from w2sr.artifacts import digest_of
 from w2sr.errors import UserError
+from w2sr.packing.fit import Indices
+from w2sr.packing.pack import RowTable
 from w2sr.packing.rows import Row
-from w2sr.tables import replacing
+from w2sr.tables import replacing, write_text
 
-Indices = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-
-def num_steps(num_rows: int, global_batch_size: int, epochs: float | None, max_steps: int | None) -> int:
-    """Return the optimizer steps of a training: `max_steps`, or enough to see every row `epochs` times (rounded up to a whole step).
-
-    Raises UserError when there are fewer rows than one step needs.
-    """
-    if num_rows < global_batch_size:
-        raise UserError(
-            f"{num_rows} rows are fewer than train.global_batch_size={global_batch_size}: not one step has enough. "
-            f"Set train.global_batch_size to {num_rows} or less (with train.micro_batch_size low enough to divide it), or make more rows"
-        )
-    if max_steps is not None:
-        return max_steps
-    assert epochs is not None
-    return max(1, math.ceil(epochs * num_rows / global_batch_size - 1e-9))
-
-
-@lru_cache(maxsize=4)
-def epoch_order(num_rows: int, seed: int, epoch: int) -> Indices:
-    """Return the permutation of the rows in an epoch."""
-    order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch]))).permutation(num_rows)
-    return order.astype(np.int64)
-
-
-def rows_of_step(num_rows: int, global_batch_size: int, seed: int, step: int) -> Indices:
-    """Return the row numbers of optimizer step `step` (from 0), [global_batch_size]; a step may span the end of an epoch."""
-    start, stop = step * global_batch_size, (step + 1) * global_batch_size
-    parts = []
-    while start < stop:
-        epoch, offset = divmod(start, num_rows)
-        part = epoch_order(num_rows, seed, epoch)[offset : offset + stop - start]
-        parts.append(part)
-        start += len(part)
-    return np.concatenate(parts)
-
-
-def deal(indices: Indices, lengths: Indices, num_ranks: int, micro_batch_size: int) -> list[list[Indices]]:
-    """Deal a step's rows out: `deal(...)[micro_batch][rank]` is an array of `micro_batch_size` row numbers.
-
-    Rows of like length come together, so that little is padded and ranks that wait for each other have equal work. Every rank gets the
-    same number of micro-batches: ZeRO 2 and 3 communicate in each backward pass.
-    """
-    group = num_ranks * micro_batch_size
-    assert len(indices) % group == 0, f"{len(indices)} rows do not fill micro-batches of {micro_batch_size} on {num_ranks} ranks"
-    ordered = indices[np.lexsort((indices, -lengths[indices]))]
-    rounds = ordered.reshape(-1, micro_batch_size, num_ranks)
-    rounds[:, 1::2] = rounds[:, 1::2, ::-1]  # there and back, or rank 0 would always get the longer one
-    return [[chunk[:, rank] for rank in range(num_ranks)] for chunk in rounds]
+ROWS, FACTS, MIXTURE = ".rows.arrow", ".rows.json", ".mixture.json"  # what the three kinds of file end with
+BLOCK_TOKENS = 1 << 22
 
 
 @dataclass(frozen=True)
-class RowStore:
-    """All rows of an arm in arrays: `ids` [tokens], `ends` [rows] (end of each row in `ids`), `prefixes` [rows], `weights` [rows]."""
+class Block:
+    """Some rows in arrays, end to end: `ids` [tokens], the others [rows]. `example_ids`: strings, or an Arrow array of them."""
 
+    example_ids: Sequence[str]
     ids: npt.NDArray[np.int32]
-    ends: Indices
-    prefixes: Indices
+    lengths: npt.NDArray[np.int32]
+    prefixes: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
-    example_ids: tuple[str, ...]
 
-    def __len__(self) -> int:
-        return len(self.ends)
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Block:
+        """Return rows as arrays."""
+        return cls(
+            [row.example_id for row in rows],
+            np.concatenate([np.zeros(0, np.int32), *(np.array(row.ids, dtype=np.int32) for row in rows)]),
+            np.array([len(row.ids) for row in rows], dtype=np.int32),
+            np.array([row.num_prefix for row in rows], dtype=np.int32),
+            np.array([row.weight for row in rows], dtype=np.float32),
+        )
 
-    @property
-    def lengths(self) -> Indices:
-        """Tokens of each row."""
-        return np.diff(self.ends, prepend=0)
+    @classmethod
+    def join(cls, blocks: Sequence[Block]) -> Block:
+        """Return blocks end to end."""
+        arrays = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("ids", "lengths", "prefixes", "weights"))
+        return cls([name for block in blocks for name in block.example_ids], *arrays)
 
-    @property
-    def num_supervised(self) -> int:
-        """Supervised tokens of all rows."""
-        return int((self.lengths - self.prefixes).sum())
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What is known of a rows file: its digest, rows, tokens and supervised tokens, and the ids of the examples that were dropped."""
+
+    digest: str
+    num_rows: int
+    num_tokens: int
+    num_supervised: int
+    too_long: tuple[str, ...] = ()
+    unwritable: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> RowFacts | None:
+        """Return the facts of the rows file `path`, or None when it is not complete."""
+        facts = facts_path(path)
+        if not (facts.is_file() and path.is_file()):
+            return None
+        values = json.loads(facts.read_text(encoding="utf-8"))
+        return cls(**values | {name: tuple(values[name]) for name in ("too_long", "unwritable")})
+
+
+def facts_path(path: Path) -> Path:
+    """Return where the facts of the rows file `path` are."""
+    return path.with_name(path.name.removesuffix(ROWS) + FACTS)
+
+
+def write_rows(path: Path, blocks: Iterable[Block], dropped: Any = None) -> RowFacts:
+    """Write a rows file block by block, then its facts; a kill leaves neither. Holds some BLOCK_TOKENS tokens at a time.
+
+    `dropped` (packing.rows.Tally) is looked at when the last block was taken.
+    """
+    import pyarrow as pa
+
+    digest, num_rows, num_tokens, num_supervised = _Digest(), 0, 0, 0
+    facts_path(path).unlink(missing_ok=True)  # never facts of other rows
+    with replacing(path) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, _schema()) as writer:
+        for block in _merged(blocks):
+            digest.add(block)
+            num_rows, num_tokens = num_rows + len(block.lengths), num_tokens + len(block.ids)
+            num_supervised += int((block.lengths - block.prefixes).sum())
+            offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(block.lengths, dtype=np.int32)])
+            ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(block.ids))
+            columns = [pa.array(block.example_ids, pa.string()), ids, pa.array(block.prefixes), pa.array(block.weights)]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_schema()))
+    too_long, unwritable = (tuple(getattr(dropped, name, ())) for name in ("too_long", "unwritable"))
+    facts = RowFacts(digest.text(), num_rows, num_tokens, num_supervised, too_long, unwritable)
+    write_text(facts_path(path), json.dumps(dataclasses.asdict(facts)) + "\n")
+    return facts
+
+
+def save_rows(path: Path, rows: Sequence[Row]) -> RowFacts:
+    """Write rows that are in memory."""
+    return write_rows(path, [Block.of(rows)])
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([("example_id", pa.string()), ("ids", pa.list_(pa.int32())), ("num_prefix", pa.int32()), ("weight", pa.float32())])
+
+
+def _merged(blocks: Iterable[Block]) -> Iterable[Block]:
+    """Join small blocks: fewer, larger batches are read faster."""
+    waiting: list[Block] = []
+    for block in blocks:
+        if waiting and sum(len(some.ids) for some in waiting) + len(block.ids) > BLOCK_TOKENS:
+            yield Block.join(waiting)
+            waiting = []
+        waiting.append(block)
+    if waiting:
+        yield Block.join(waiting)
+
+
+class _Digest:
+    """A digest of rows that does not depend on how they are cut into blocks."""
+
+    def __init__(self) -> None:
+        self._hashes = {name: hashlib.sha256() for name in ("ids", "lengths", "prefixes", "weights", "example_ids")}
+
+    def add(self, block: Block) -> None:
+        for name in ("ids", "lengths", "prefixes", "weights"):
+            self._hashes[name].update(np.ascontiguousarray(getattr(block, name)).data)
+        self._hashes["example_ids"].update("".join(f"{name}\x1f" for name in block.example_ids).encode())
+
+    def text(self) -> str:
+        return digest_of({name: found.hexdigest() for name, found in self._hashes.items()})
+
+
+class _Names:
+    """The example ids of rows files end to end, decoded when they are asked for."""
+
+    def __init__(self, columns: Sequence[pa.ChunkedArray]) -> None:
+        chunks = [chunk for column in columns for chunk in column.chunks]
+        self._chunks = chunks
+        self._ends = np.cumsum([len(chunk) for chunk in chunks])
+
+    def __getitem__(self, number: int) -> str:
+        chunk = int(np.searchsorted(self._ends, number, side="right"))
+        return str(self._chunks[chunk][int(number) - int(self._ends[chunk]) + len(self._chunks[chunk])].as_py())
+
+
+@dataclass(frozen=True)
+class RowStore(RowTable):
+    """The rows of a training, mapped into memory.
+
+    `parts`: (number of rows, share of an epoch) of each arm, in the order of the rows; a student of one arm has one part with share 1.
+    """
+
+    names: _Names
+    parts: tuple[tuple[int, float], ...]
+
+    def example_ids(self, rows: Indices) -> list[str]:
+        """Return the ids of the examples that these rows were made of."""
+        return [self.names[int(number)] for number in rows]
 
     def row(self, number: int) -> Row:
         """Return one row (its prompt id is not kept)."""
-        start = int(self.ends[number - 1]) if number else 0
-        ids = tuple(int(token) for token in self.ids[start : int(self.ends[number])])
-        return Row(self.example_ids[number], "", ids, int(self.prefixes[number]), float(self.weights[number]))
-
-
-def save_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows atomically, as safetensors."""
-    from safetensors.numpy import save_file
-
-    tensors = {
-        "ids": np.concatenate([np.asarray(row.ids, dtype=np.int32) for row in rows]),
-        "ends": np.cumsum([len(row.ids) for row in rows], dtype=np.int64),
-        "prefixes": np.asarray([row.num_prefix for row in rows], dtype=np.int64),
-        "weights": np.asarray([row.weight for row in rows], dtype=np.float32),
-    }
-    with replacing(path) as aside:
-        save_file(tensors, aside, metadata={"example_ids": json.dumps([row.example_id for row in rows])})
+        some = np.array([number])
+        ids = self.tokens(some, np.arange(self.lengths[number]))
+        return Row(self.names[number], "", tuple(ids.tolist()), int(self.prefixes[number]), float(self.weights[number]))
 
 
 def load_rows(path: Path) -> RowStore:
-    """Read what `save_rows` wrote."""
-    from safetensors import safe_open
+    """Map a rows file, or the rows files of a mixture; raises UserError when one is not there, or not complete."""
+    parts = _parts(path)
+    opened = [_open(each) for each, _ in parts]
+    return RowStore(
+        buffers=tuple(each.ids for each in opened),
+        places=np.repeat(np.arange(len(opened), dtype=np.int16), [len(each.starts) for each in opened]),
+        starts=np.concatenate([each.starts for each in opened]),
+        lengths=np.concatenate([each.lengths for each in opened]),
+        prefixes=np.concatenate([each.prefixes for each in opened]),
+        weights=np.concatenate([each.weights for each in opened]),
+        names=_Names([each.names for each in opened]),
+        parts=tuple((len(each.starts), share) for each, (_, share) in zip(opened, parts)),
+    )
 
-    with safe_open(path, framework="numpy") as file:
-        example_ids = tuple(json.loads(file.metadata()["example_ids"]))
-        ids, ends, prefixes, weights = (file.get_tensor(name) for name in ("ids", "ends", "prefixes", "weights"))
-        return RowStore(ids, ends, prefixes, weights, example_ids)
+
+def write_mixture(path: Path, parts: Sequence[tuple[Path, float]]) -> None:
+    """Write a mixture of rows files of the same folder with their shares (which sum to 1)."""
+    write_text(path, json.dumps([{"rows": file.name, "share": share} for file, share in parts], indent=1) + "\n")
+
+
+def rows_digest(path: Path) -> str:
+    """Return a digest of the rows in a rows file or mixture, without reading them."""
+    parts = [(RowFacts.load(file), share) for file, share in _parts(path)]
+    return digest_of([[facts.digest if facts is not None else None, share] for facts, share in parts])
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a complete rows file still holds what its facts say; reads all of it."""
+    facts = RowFacts.load(path)
+    if facts is None:
+        return False
+    try:
+        digest = _Digest()
+        for batch in _mapped(path)[1]:
+            digest.add(_block(batch))
+    except (OSError, ValueError, UnicodeDecodeError):  # Arrow's errors are ValueErrors: the file is damaged
+        return False
+    return digest.text() == facts.digest
+
+
+def _parts(path: Path) -> list[tuple[Path, float]]:
+    if not path.name.endswith(MIXTURE):
+        return [(path, 1.0)]
+    if not path.is_file():
+        raise UserError(f"there is no rows file {path}; run `w2sr train` (or `w2sr run`), which makes it")
+    return [(path.with_name(part["rows"]), part["share"]) for part in json.loads(path.read_text(encoding="utf-8"))]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    ids: npt.NDArray[np.int32]
+    starts: Indices
+    lengths: Indices
+    prefixes: Indices
+    weights: npt.NDArray[np.float32]
+    names: pa.ChunkedArray
+
+
+def _open(path: Path) -> _Opened:
+    if RowFacts.load(path) is None:
+        raise UserError(f"there is no complete rows file {path}; run `w2sr train` (or `w2sr run`), which makes it")
+    import pyarrow as pa
+
+    whole, batches = _mapped(path)
+    blocks = [_block(batch) for batch in batches]
+    starts = [
+        (block.ids.__array_interface__["data"][0] - whole.address) // 4 + np.cumsum(block.lengths, dtype=np.int64) - block.lengths
+        for block in blocks
+    ]
+    none = np.zeros(0, dtype=np.int64)
+    return _Opened(
+        # All of the file as tokens: those of a row lie somewhere in it, whichever batch it is in.
+        np.frombuffer(whole.slice(0, whole.size // 4 * 4), dtype=np.int32),
+        np.concatenate([none, *starts]),
+        np.concatenate([none, *(block.lengths for block in blocks)]),
+        np.concatenate([none, *(block.prefixes for block in blocks)]),
+        np.concatenate([none.astype(np.float32), *(block.weights for block in blocks)]),
+        pa.chunked_array([batch.column("example_id") for batch in batches], pa.string()),
+    )
+
+
+def _mapped(path: Path) -> tuple[pa.Buffer, list[pa.RecordBatch]]:
+    """Return a rows file as it lies in memory, and its batches, which are views of that."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        whole = source.read_buffer(source.size())
+    reader = pa.ipc.open_file(pa.BufferReader(whole))
+    return whole, [reader.get_batch(number) for number in range(reader.num_record_batches)]
+
+
+def _block(batch: pa.RecordBatch) -> Block:
+    ids = batch.column("ids")
+    lengths, prefixes, weights = np.diff(ids.offsets.to_numpy()), batch.column("num_prefix").to_numpy(), batch.column("weight").to_numpy()
+    return Block(batch.column("example_id"), ids.values.to_numpy(), lengths, prefixes, weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,26 @@ from typing import Any
 import numpy as np
 
 from w2sr.packing import attention
-from w2sr.packing.pack import IGNORED, MicroBatch, collate_packed, collate_padded
-from w2sr.packing.rows import Row
-from w2sr.training.data import Indices, RowStore, deal, load_rows, num_steps, rows_of_step
+from w2sr.packing.fit import Indices, best_fit
+from w2sr.packing.pack import MicroBatch, collate
+from w2sr.training.batches import cut, deal
+from w2sr.training.data import RowStore, load_rows
 from w2sr.training.dist import Group
+from w2sr.training.order import Course, Units
 from w2sr.training.spec import TrainSpec
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: the numbers of all its rows, over all ranks, and their tokens and supervised tokens."""
+    """One optimizer step: the numbers of all its rows, over all ranks, and their tokens and supervised tokens.
+
+    `ends`: where its units (rows; with packing packed sequences) end in `rows`.
+    """
 
     rows: Indices
     num_tokens: int
     num_supervised: int
+    ends: Indices
 
 
 class Feed:
@@ -31,43 +37,61 @@ class Feed:
 
     def __init__(self, spec: TrainSpec, group: Group, model_config: Any) -> None:
         self.rows = load_rows(Path(spec.rows))
-        self._lengths = self.rows.lengths
-        self._spec = spec
+        self._train = spec.train
+        self._course = Course(self.rows.lengths, self.rows.parts, spec.train, spec.seed)
         self._group = group
         self._pad_id = int(model_config.pad_token_id or 0)
-        self._flatten = attention.takes_one_sequence(model_config)
+        self._flatten = spec.train.packing and attention.takes_one_sequence(model_config)
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the training."""
-        train = self._spec.train
-        return num_steps(len(self.rows), train.global_batch_size, train.epochs, train.max_steps)
+        """Optimizer steps of the training. Raises UserError when there are too few rows for one."""
+        return self._course.num_steps
 
     def step(self, step: int) -> Step:
         """Return what optimizer step `step` (from 0) sees, the same on every rank and for any number of them."""
-        rows = rows_of_step(len(self.rows), self._spec.train.global_batch_size, self._spec.seed, step)
-        lengths = self._lengths[rows]
-        return Step(rows, int(lengths.sum()), int((lengths - self.rows.prefixes[rows]).sum()))
+        units = self._course.step(step)
+        lengths = self.rows.lengths[units.rows]
+        num_tokens = int(lengths.sum())
+        return Step(units.rows, num_tokens, num_tokens - int(self.rows.prefixes[units.rows].sum()), units.ends)
 
     def micro_batches(self, step: Step) -> Iterator[tuple[list[str], MicroBatch]]:
-        """Yield this rank's micro-batches of `step`, each with the ids of its examples; every rank yields as many."""
-        for shares in deal(step.rows, self._lengths, self._group.data_size, self._spec.train.micro_batch_size):
-            rows = [self.rows.row(int(number)) for number in shares[self._group.data_rank]]
-            yield [row.example_id for row in rows], self._collate(rows)
+        """Yield this rank's micro-batches of `step`, each with the ids of its examples; every rank yields as many.
+
+        Where there are not enough units for that, a rank gets one without a label, and without examples.
+        """
+        yield from self._dealt(self.rows, Units(step.rows, step.ends), is_whole=True)
 
     def selection(self, rows: RowStore) -> Iterator[MicroBatch]:
-        """Yield this rank's share of `rows`, in order of length; every rank yields as many (ZeRO-3 gathers in each forward pass).
+        """Yield this rank's share of `rows`; every rank yields as many (ZeRO-3 gathers in each forward pass).
 
         The surplus ones are unsupervised.
         """
-        order = np.argsort(-rows.lengths, kind="stable")
-        size = self._spec.train.micro_batch_size * self._group.data_size
-        for start in range(0, len(order), size):
-            mine = [int(number) for number in order[start : start + size][self._group.data_rank :: self._group.data_size]]
-            batch = self._collate([rows.row(number) for number in mine or [int(order[0])]])
-            yield batch if mine else MicroBatch(batch.input_ids, np.full_like(batch.labels, IGNORED), batch.position_ids, batch.weights * 0)
+        units = Units(np.arange(len(rows)), np.arange(1, len(rows) + 1))
+        if self._train.packing:
+            bins = best_fit(rows.lengths, self._train.max_length)
+            units = Units(bins.members, bins.ends)
+        for _, batch in self._dealt(rows, units, is_whole=False):
+            yield batch
 
-    def _collate(self, rows: Sequence[Row]) -> MicroBatch:
-        if self._spec.train.packing:
-            return collate_packed(rows, self._pad_id, self._spec.train.max_length, self._flatten)
-        return collate_padded(rows, self._pad_id)
+    def _dealt(self, rows: RowStore, units: Units, is_whole: bool) -> Iterator[tuple[list[str], MicroBatch]]:
+        """`is_whole`: these are the units of a step, which fill micro-batches of so many units if both sizes are given in units."""
+        units = units.reordered(np.argsort(units.rows[units.starts], kind="stable"))  # equal lengths are dealt by row number
+        train, lengths, size = self._train, units.tokens(rows.lengths), self._group.data_size
+        if is_whole and train.global_batch_size is not None and train.micro_batch_size is not None:
+            rounds = deal(lengths, size, train.micro_batch_size)
+        else:
+            rounds = cut(lengths, size, train.micro_batch_size, train.micro_batch_tokens)
+        for shares in rounds:
+            mine = shares[self._group.data_rank]
+            if len(mine):
+                members = [units.rows[units.starts[unit] : units.ends[unit]] for unit in mine]
+                yield rows.example_ids(np.concatenate(members)), self._collate(rows, members)
+            else:
+                shortest = int(np.argmin(lengths))
+                yield [], self._collate(rows, [units.rows[units.starts[shortest] : units.ends[shortest]]]).unsupervised()
+
+    def _collate(self, rows: RowStore, sequences: list[Indices]) -> MicroBatch:
+        if self._flatten:
+            sequences = [np.concatenate(sequences)]
+        return collate(rows, sequences, self._pad_id, packed=self._train.packing)

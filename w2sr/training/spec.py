@@ -9,17 +9,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from w2sr.artifacts import digest_of, file_digest
+from w2sr.artifacts import digest_of
 from w2sr.errors import UserError
 from w2sr.schema import nearest
 from w2sr.training.config import TrainConfig
+from w2sr.training.data import rows_digest
 
 Ended = Literal["all steps", "no gain on selection"]
 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """One student. `output` gets checkpoints/, metrics.jsonl, TensorBoard events, model/ and result.json; `rows` is data.save_rows' file.
+    """One student. `output` gets checkpoints/, metrics.jsonl, TensorBoard events, model/ and result.json; `rows` is a rows file or
+    a mixture of them (data.py).
 
     `model` is a folder with the weights to start from, `model_digest` its digest; `selection_rows` (optional) are never trained on.
     `stop_by` (optional, ISO 8601 with a zone): by then the state is to be saved.
@@ -59,9 +61,9 @@ class TrainSpec:
 
     def identity(self) -> str:
         """Return a digest of everything that decides the weights: a checkpoint is continued only under the same one."""
-        data = {"train": self.train.identity(), "seed": self.seed, "model": self.model_digest, "rows": file_digest(Path(self.rows))}
+        data = {"train": self.train.identity(), "seed": self.seed, "model": self.model_digest, "rows": rows_digest(Path(self.rows))}
         if self.train.selection.decides and self.selection_rows is not None:
-            data["selection_rows"] = file_digest(Path(self.selection_rows))
+            data["selection_rows"] = rows_digest(Path(self.selection_rows))
         return digest_of(data)
 
 

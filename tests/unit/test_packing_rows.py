@@ -106,6 +106,22 @@ def test_a_template_without_an_end_token_is_refused() -> None:
         one_row(tokenizer)
 
 
+def test_a_template_without_a_generation_prompt_is_refused_as_such() -> None:
+    without = make_tiny_tokenizer(chat_template=CHAT_TEMPLATE.replace("{% if add_generation_prompt %}<|assistant|>{% endif %}", ""))
+    with pytest.raises(UserError, match=r"has no generation prompt: .* the answer comes after '<\|assistant\|>'.*student.style.format: plain"):
+        one_row(without)
+
+
+def test_a_template_that_needs_no_generation_prompt_is_taken() -> None:
+    """As Mistral's: the answer follows the end of the instruction."""
+    bare = (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}\n{% else %}{{ m['content'] }}"
+        "{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    tokenizer = make_tiny_tokenizer(chat_template=bare)
+    assert tokenizer.decode(one_row(tokenizer).ids) == f"<bos><|user|>2+3=?\n{TRACE}<eos>"
+
+
 def test_an_end_token_on_which_generation_does_not_stop_is_refused() -> None:
     tokenizer = make_tiny_tokenizer()
     with pytest.raises(UserError, match=r"ends with '<eos>' .*stops on \[77\].*generation_config.json"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         for code, output in train_on_ranks(folder, specs, num_ranks, num_steps):
             assert code == 0, output
+            (folder / "said").open("a").write(output)
         shutil.rmtree(Path(robbed.output) / "best", ignore_errors=True)
     return folder
 
@@ -160,6 +162,23 @@ def test_the_exported_average_is_the_closed_form(folder: Path, adamw: Any, name:
     assert difference(found, averaged(states, 0.7, 2)) < 2e-6
     assert difference(found, states[-1]) > 1e-4
     assert result_of(folder, name).exported_step == 6
+
+
+@pytest.mark.parametrize("name", ["average0", "average2", "average3", "again-average0", "moved-average3"])
+def test_the_update_ratios_are_those_of_the_whole_weights(folder: Path, adamw: Any, name: str) -> None:
+    states, _ = adamw
+    rows = [json.loads(line) for line in (folder / name / "update_ratios.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row, before, after in zip(rows, states, states[1:], strict=False):
+        squares: dict[str, list[float]] = {}
+        for key, old in before.items():
+            block = re.match(r"model\.layers\.\d+", key)
+            sums = squares.setdefault(block[0] if block else key.removesuffix(".weight"), [0.0, 0.0])
+            sums[0] += float((after[key] - old).double().square().sum())
+            sums[1] += float(old.double().square().sum())
+        assert row["layers"] == pytest.approx({layer: math.sqrt(moved / old) for layer, (moved, old) in squares.items()}, rel=1e-4)
+    assert metrics(folder, name, "update_ratio/max") == [max(row["layers"].values()) for row in rows]
+    assert "looks too high for it: try about" in (folder / "said").read_text()
 
 
 def test_under_bf16_the_average_is_of_the_master_weights(folder: Path, adamw: Any) -> None:

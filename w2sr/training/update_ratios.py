@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,10 +83,17 @@ class UpdateRatios:
         """Warn once of the layer that is furthest out of the sane range, had the learning rate been at its peak."""
         peak = self._train.learning_rate
         low, high = self._train.optimizer.sane_update_ratio
-        found = warning({layer: ratio * peak / learning_rate for layer, ratio in ratios.items()}, low, high, peak)
+        found = warning({layer: ratio * peak / learning_rate for layer, ratio in ratios.items()}, low, high, self._rate_of)
         if found is not None and not self._warned:
             self._warned = True
             _log.warning("%s, step %d: %s", self._name, step, found)
+
+    def _rate_of(self, layer: str) -> tuple[str, float]:
+        """Return the key of the learning rate that moves a layer most, and its value."""
+        optimizer = self._train.optimizer
+        if optimizer.muon_learning_rate is not None and _NUMBERED.match(f"{layer}."):
+            return "train.optimizer.muon_learning_rate", optimizer.muon_learning_rate
+        return "train.learning_rate", self._train.learning_rate
 
 
 def layer_of(name: str) -> str:
@@ -102,19 +110,19 @@ def sample(shard: Shard) -> torch.Tensor:
     return shard.values[::stride]
 
 
-def warning(ratios: dict[str, float], low: float, high: float, learning_rate: float) -> str | None:
-    """Return what is wrong with `ratios` at the peak `learning_rate`, or None."""
+def warning(ratios: dict[str, float], low: float, high: float, rate_of: Callable[[str], tuple[str, float]]) -> str | None:
+    """Return what is wrong with `ratios` at the peak learning rate, or None. `rate_of`: the key and value of a layer's learning rate."""
     for layer, ratio, is_high in (
         (max(ratios, key=lambda layer: ratios[layer], default=None), max(ratios.values(), default=0.0), True),
         (min(ratios, key=lambda layer: ratios[layer], default=None), min(ratios.values(), default=high), False),
     ):
         if layer is None or (ratio <= high if is_high else ratio >= low):
             continue
-        bound = high if is_high else low
-        advice = f"about {learning_rate * bound / ratio:.1g} or {'less' if is_high else 'more'}" if ratio else "more"
+        bound, (key, rate) = high if is_high else low, rate_of(layer)
+        advice = f"about {rate * bound / ratio:.1g} or {'less' if is_high else 'more'}" if ratio else "more"
         return (
             f"{layer} moves by {ratio:.1e} of its weights a step at the peak learning rate; {low:.0e} to {high:.0e} is usual. "
-            f"train.learning_rate={learning_rate:g} looks too {'high' if is_high else 'low'} for it: try {advice}, or move the bounds with "
+            f"{key}={rate:g} looks too {'high' if is_high else 'low'} for it: try {advice}, or move the bounds with "
             "train.optimizer.sane_update_ratio. All layers: " + FILE
         )
     return None

@@ -77,6 +77,7 @@ class _Trainer:
         stack.callback(self.checkpoints.close)
         saved = self.checkpoints.find(sharded=spec.train.zero_stage > 0)
         self.objective = Objective(spec, group)
+        stack.callback(self.objective.close)
         self.engine = Engine(spec.train, spec.model, group, self.objective.prepare, universal=saved is not None and saved.universal)
         stack.callback(self.engine.close)
         self.feed = Feed(spec, group, self.engine.module.config)

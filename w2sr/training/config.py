@@ -240,6 +240,8 @@ class TrainConfig(StrictModel):
                 "selection.export=best needs the weights in memory; with offload to nvme they are not: offload to cpu, or export: last"
             )
         self.memory.refuse_what_does_not_combine(self.zero_stage, self.use_gpu, self.gradient_checkpointing, self.packing)
+        if self.loss.kernel == "liger" and not self.use_gpu:
+            raise ValueError("loss.kernel=liger runs on GPUs only; leave it out, or set use_gpu=true")
         shared, loss = self.memory.sequence_parallel > 1, self.loss
         whole = [name for name in ("progress", "kl_to_base", "neftune_alpha") if getattr(loss, name)]
         if shared and whole:

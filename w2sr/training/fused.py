@@ -90,6 +90,7 @@ class Supervised:
         self.positions, self.targets, self.weights = self.positions[own] - start, self.targets[own], self.weights[own]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def fused_loss(hidden: Tensor, projection: Projection, asked: Supervised) -> Tensor:
     """Return the sum over tokens of weight * loss, fp32 (fp64 for fp64), differentiable in `hidden` [tokens, width] and the projection.
 

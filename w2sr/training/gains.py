@@ -6,6 +6,7 @@ known by a hash of its tokens: equal traces share their history.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,6 +35,12 @@ class Traces:
     def num_tokens(self) -> npt.NDArray[np.int64]:
         """Supervised tokens of each row."""
         return np.bincount(self.of_token, minlength=len(self.keys))
+
+    def counting_alike(self, batch: MicroBatch) -> MicroBatch:
+        """Return `batch`, of these rows, with the weight of each divided among its tokens."""
+        weights = batch.weights.copy()
+        weights[batch.labels != IGNORED] /= self.num_tokens[self.of_token]
+        return dataclasses.replace(batch, weights=weights)
 
     @classmethod
     def of(cls, batch: MicroBatch) -> Traces:

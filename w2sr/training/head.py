@@ -30,6 +30,7 @@ class HiddenStates:
 class Head:
     """The output layer of a model, and how its output becomes logits."""
 
+    model: Any
     module: torch.nn.Linear
     shape: Shape
     seen: Tensor | None = None  # hidden states that reached it while a probe ran
@@ -61,7 +62,7 @@ def attach(model: Any, liger: Callable[..., Tensor] | None = None) -> Head | Non
     body, module = causal.base_model, causal.get_output_embeddings()
     if body is causal or not isinstance(module, torch.nn.Linear) or type(module).forward is not torch.nn.Linear.forward:
         return None
-    head = Head(module, _shape(causal.config), liger=liger)
+    head = Head(causal, module, _shape(causal.config), liger=liger)
     _teach_head(head)
     plain = causal.forward
 
@@ -101,6 +102,8 @@ def reproduces(head: Head, run: Callable[..., Any], input_ids: Tensor) -> bool:
         after = run(input_ids=input_ids).logits.float()
         seen = head.seen
         hidden = run(input_ids=input_ids, supervised=HiddenStates())
+        if head.model.get_output_embeddings() is not head.module:  # an adapter took its place
+            return False
         if seen is None or not torch.equal(seen, hidden) or after.shape[-1] != _GRID:
             return False
         expected = head.shape(_grid(hidden).float()).expand_as(after)

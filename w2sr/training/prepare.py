@@ -21,6 +21,7 @@ from w2sr.tables import iter_table, num_rows, read_table
 from w2sr.training.config import TrainConfig
 from w2sr.training.data import MIXTURE, ROWS, RowFacts, is_sound, write_mixture
 from w2sr.training.tokenise import Recipe, Weigh, tokenise, workers_for
+from w2sr.training.weights import weigher
 
 NUM_SELECTION_ROWS = 256
 _log = logging.getLogger(__name__)
@@ -62,8 +63,9 @@ class RowsMaker:
             return None
 
     def _of_one(self, arm: str) -> tuple[Path, RowFacts]:
-        table = self._run.stage("curate") / f"{arm}.parquet"
-        return self._made(arm, iter_table(table, Example), num_rows(table), None, file_digest(table))
+        table, loss = self._run.stage("curate") / f"{arm}.parquet", self._run.config.train.loss
+        weigh = weigher(loss, lambda: iter_table(table, Example))
+        return self._made(arm, iter_table(table, Example), num_rows(table), weigh, [file_digest(table), loss.trace_weights])
 
     def _made(self, what: str, examples: Iterable[Example], total: int, weigh: Weigh | None, content: Any) -> tuple[Path, RowFacts]:
         """Find or make the rows of examples; `content` is plain data that tells them, and what they weigh, from all others."""

@@ -99,13 +99,11 @@ class Objective:
         from w2sr.training.fused import TokenLoss
 
         config = self._config
+        if config.normalise == "traces":
+            batch = Traces.of(batch).counting_alike(batch)
         asked = self._asked(batch, TokenLoss(config.label_smoothing, config.gce_q, self._confidence, config.kl_to_base))
-        if config.normalise == "traces" or self._gains is not None:
-            traces = Traces.of(batch)
-            if config.normalise == "traces":
-                asked.weights = asked.weights / torch.from_numpy(traces.num_tokens[traces.of_token]).to(asked.weights.device)
-            if self._gains is not None:
-                asked.reweigh = self._reweigh(self._gains, traces, asked.weights)
+        if self._gains is not None:
+            asked.reweigh = self._reweigh(self._gains, Traces.of(batch), asked.weights)
         total = self._total(engine, batch, asked, training=True)
         self._micro_batch += 1
         if not config.is_plain:
@@ -179,11 +177,13 @@ class Objective:
                 asked.base = stack.enter_context(self._base.states(input_ids, position_ids, asked.positions, not fuses))
             if training and self._noise is not None:
                 self._noise.draw(self._step, self._micro_batch, batch)
+            total: torch.Tensor
             if fuses:
-                total: torch.Tensor = engine.run(input_ids, position_ids, supervised=asked)
+                total = engine.run(input_ids, position_ids, supervised=asked)
                 return total
-            logits = engine.forward(input_ids, position_ids)
-            return fused_loss(logits.flatten(0, 1).index_select(0, asked.positions), Projection(None), asked)
+            logits = engine.forward(input_ids, position_ids).flatten(0, 1)
+            total = fused_loss(logits.index_select(0, asked.positions), Projection(None), asked)
+            return total
 
     def _decide(self, engine: Engine, input_ids: torch.Tensor) -> bool:
         """Decide, together with all ranks, whether logits can be made in chunks. Raises UserError when they were asked for and cannot."""
@@ -213,8 +213,9 @@ class Objective:
         import torch
 
         def reweigh(nll: torch.Tensor) -> torch.Tensor:
-            found = gains.weights(traces, nll.double().cpu().numpy())
-            return weights * torch.from_numpy(found).to(weights.device)
+            found = torch.from_numpy(gains.weights(traces, nll.double().cpu().numpy()))
+            weighed: torch.Tensor = weights * found.to(weights.device)
+            return weighed
 
         return reweigh
 

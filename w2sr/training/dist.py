@@ -18,22 +18,38 @@ TIMEOUT_S = 1800
 class Group:
     """The process group; collectives must be called by every rank in the same order.
 
-    Ranks are dealt to data-parallel places: `data_rank` of `data_size`. Those that share a place share its rows.
+    Ranks are dealt to data-parallel places: `data_rank` of `data_size`. Those that share a place, `sequence_size` of them, share its rows:
+    each has a part of the tokens of every sequence.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    sequence_size: int = 1
 
     @property
     def data_rank(self) -> int:
         """Which share of a step's rows this rank works on."""
-        return self.rank
+        return self.rank // self.sequence_size
 
     @property
     def data_size(self) -> int:
         """In how many shares a step's rows are dealt."""
-        return self.world_size
+        return self.world_size // self.sequence_size
+
+    def own_range(self, num_tokens: int) -> tuple[int, int]:
+        """Return start and end of this rank's tokens in a sequence of `num_tokens`, which padding makes a multiple of `sequence_size`."""
+        share = -(-num_tokens // self.sequence_size)
+        place = self.rank % self.sequence_size
+        return place * share, (place + 1) * share
+
+    def sequence_ranks(self) -> Any:
+        """Make the process groups of the ranks that share sequences, and return this rank's; collective."""
+        import torch.distributed as dist
+
+        size = self.sequence_size
+        groups = [dist.new_group(list(range(first, first + size))) for first in range(0, self.world_size, size)]
+        return groups[self.data_rank]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the element-wise sum of `values` over ranks, in fp64."""
@@ -77,10 +93,10 @@ class Group:
         dist.barrier()
 
 
-def join_group(use_gpu: bool) -> Group:
+def join_group(use_gpu: bool, sequence_size: int = 1) -> Group:
     """Return this process's group; initialise it unless the launcher has (Ray Train does, torchrun does not).
 
-    Without a launcher the process is a group of its own.
+    `sequence_size` divides the number of ranks. Without a launcher the process is a group of its own.
     """
     import torch
     import torch.distributed as dist
@@ -99,7 +115,7 @@ def join_group(use_gpu: bool) -> Group:
             from torch.distributed import HashStore  # type: ignore[attr-defined]
 
             dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
-    return Group(dist.get_rank(), dist.get_world_size(), device)
+    return Group(dist.get_rank(), dist.get_world_size(), device, sequence_size)
 
 
 def leave_group() -> None:

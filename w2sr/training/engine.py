@@ -13,15 +13,18 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from w2sr.errors import UserError
 from w2sr.packing import attention
 from w2sr.training.config import TrainConfig
 from w2sr.training.deepspeed_dict import deepspeed_config
 from w2sr.training.dist import Group
 from w2sr.training.engine_loading import load_model, reloaded, torch_dtype
+from w2sr.training.engine_lora import add_adapters
+from w2sr.training.engine_sequence import SharedSequences
 from w2sr.training.engine_shards import Shard, publish, shards_of
 from w2sr.training.engine_weights import Published, published, shards_that_differ, whole
 from w2sr.training.optimizer import parameter_groups, set_learning_rate
@@ -50,12 +53,22 @@ class Engine:
         on_gpu = device.type == "cuda"
         config = self._config = deepspeed_config(train, group.world_size, on_gpu, universal)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        if train.precision == "fp16" and not deepspeed.accelerator.get_accelerator().is_fp16_supported():
+            raise UserError("train.precision=fp16: this device has no kernels for it; use bf16, or fp32")
         model = load_model(model_folder, train.precision, config, half_on_gpu=on_gpu and train.precision != "fp32")
+        if train.lora is not None:
+            add_adapters(model, train.lora)
         prepare(model)
+        self._sequences = SharedSequences(model, group) if group.sequence_size > 1 else None
+        self.overflowed = False  # in the last step, under a loss scale that has been lowered since
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
+        if train.memory.compile:
+            model.compile(dynamic=True)  # micro-batches have many lengths
         self._engine = deepspeed.initialize(model=model, model_parameters=parameter_groups(train, model), config=config)[0]
+        if train.precision == "fp16":
+            self._engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # we stop then, and name the rows
 
     @property
     def module(self) -> Any:
@@ -68,8 +81,23 @@ class Engine:
         return logits
 
     def run(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **asked: Any) -> Any:
-        """Return what the model's forward pass gives; `asked`: what else it is told (head.py). All ranks call it together."""
-        return self._engine(input_ids=input_ids, position_ids=position_ids, use_cache=False, **self.rows(position_ids), **asked)
+        """Return what the model's forward pass gives; `asked`: what else it is told (head.py). All ranks call it together.
+
+        Ranks that share sequences pass all of one, with its positions, and each gets the result of its tokens; without positions every
+        rank computes the whole.
+        """
+        inputs = {"input_ids": input_ids, "position_ids": position_ids}
+        if self._sequences is not None and position_ids is not None:
+            inputs, position_ids = self._sequences.shared(input_ids, position_ids)
+        with self._saving():
+            return self._engine(**inputs, use_cache=False, **self.rows(position_ids), **asked)
+
+    def _saving(self) -> AbstractContextManager[Any]:
+        if not self.train.memory.offload_activations:
+            return nullcontext()
+        from w2sr.training.engine_activations import InHostMemory
+
+        return InHostMemory(pin_memory=self.train.memory.pin_memory and self.device.type == "cuda")
 
     def rows(self, position_ids: torch.Tensor | None) -> dict[str, Any]:
         """Return what the model needs to know of where packed rows end, beside their `position_ids` [1, tokens]."""
@@ -88,8 +116,11 @@ class Engine:
         norm = self._norm_without_zero() if self.train.zero_stage == 0 else None
         if norm is not None and not norm < float("inf"):
             return norm
+        optimizer, self.overflowed = self._engine.optimizer, False
+        scale = optimizer.loss_scale if self.train.precision == "fp16" else 1.0
         self._engine.step()
-        if getattr(self._engine.optimizer, "overflow", False):
+        if getattr(optimizer, "overflow", False):
+            self.overflowed = self.train.precision == "fp16" and optimizer.loss_scale < scale
             return float("nan")
         return float(self._engine.get_global_grad_norm()) if norm is None else norm
 
@@ -156,6 +187,8 @@ class Engine:
 
     def close(self) -> None:
         """Release hooks and buffers, so that another model can be trained in this process."""
+        if self._sequences is not None:
+            self._sequences.close()
         self._engine.destroy()
 
 

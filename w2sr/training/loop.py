@@ -47,7 +47,7 @@ def train(spec: TrainSpec) -> bool:
         return True
     require_clients(spec.train.watch.trackers)
     with full_disk_explained(Path(spec.output)), ExitStack() as stack:
-        group = join_group(spec.train.use_gpu)
+        group = join_group(spec.train.use_gpu, spec.train.memory.sequence_parallel)
         _prepare_process(spec)
         spec.train.check_size(group.world_size)
         trainer = _Trainer(spec, group, stack)
@@ -152,12 +152,10 @@ class _Trainer:
         """Do one optimizer step; return whether any rank is to stop."""
         began = time.monotonic()
         step = self.feed.step(number)
-        _seed_step(self.spec.seed, number, self.group.rank)
-        self.objective.begin_step(number, self.num_steps)
         with self.watch.timed("data"):
             micro_batches = list(self.feed.micro_batches(step))
         normaliser = self.objective.normaliser(self.feed.rows, step)
-        nll, suspects = self._gradients(micro_batches, self.group.world_size / normaliser)
+        nll, suspects = self._gradients(number, micro_batches, normaliser)
         # One small all-reduce a step carries the loss and all flags; it stands before the update, so a bad step changes nothing.
         flags = [bool(suspects), self.checkpoints.is_written(), stop is Stop.ASKED, stop is Stop.LATE]
         total, minimised, num_bad, num_written, num_asked, num_late = self.watch.summed([nll, self.objective.sum, *map(float, flags)])
@@ -169,6 +167,9 @@ class _Trainer:
         rate = learning_rate(self.spec.train, number, self.num_steps)
         self.ratios.before(number + 1)
         norm = self.engine.step(rate)
+        while self.engine.overflowed:  # in fp16: the loss is scaled by half as much now
+            self._gradients(number, micro_batches, normaliser)
+            norm = self.engine.step(rate)
         if not norm < float("inf"):
             self._refuse(number, "the gradient", [example for examples, _ in micro_batches for example in examples])
         ratios = self.ratios.after(number + 1, rate)
@@ -180,15 +181,17 @@ class _Trainer:
         self.watch.log(number + 1, values)
         return Stop.ASKED if num_asked else Stop.LATE if num_late else Stop.NO
 
-    def _gradients(self, micro_batches: Sequence[tuple[list[str], MicroBatch]], scale: float) -> tuple[float, list[str]]:
-        """Accumulate the gradients of `scale` times the loss; return the NLL and the examples of micro-batches where it is not finite."""
+    def _gradients(self, step: int, micro_batches: Sequence[tuple[list[str], MicroBatch]], normaliser: float) -> tuple[float, list[str]]:
+        """Accumulate the gradients of the loss of `step`; return the NLL and the examples of micro-batches where it is not finite."""
+        _seed_step(self.spec.seed, step, self.group.rank)
+        self.objective.begin_step(step, self.num_steps)
         nll, suspects = 0.0, list[str]()
         for number, (examples, batch) in enumerate(micro_batches):
             loss = self.objective.loss(self.engine, batch)
             if not abs(loss.nll) < float("inf"):
                 suspects += examples
             nll += loss.nll
-            self.engine.backward(loss.total * scale, last=number + 1 == len(micro_batches))
+            self.engine.backward(loss.total * (self.group.world_size / normaliser), last=number + 1 == len(micro_batches))
         return nll, suspects
 
     def _refuse(self, step: int, what: str, suspects: list[str]) -> None:

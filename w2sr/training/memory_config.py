@@ -75,7 +75,7 @@ class MemoryConfig(StrictModel):
             raise ValueError("offload to nvme needs memory.nvme_path, a folder on a fast disk of each node; or offload to cpu")
         return self
 
-    def refuse_what_does_not_combine(self, zero_stage: int, use_gpu: bool, gradient_checkpointing: bool) -> None:
+    def refuse_what_does_not_combine(self, zero_stage: int, use_gpu: bool, gradient_checkpointing: bool, packing: bool) -> None:
         """Raise ValueError for options that the rest of the training's configuration does not carry."""
         for needed, name in (
             (self.offload_parameters != "device", f"memory.offload_parameters={self.offload_parameters}"),
@@ -96,5 +96,7 @@ class MemoryConfig(StrictModel):
             )
         if self.compile and zero_stage == 3:
             raise ValueError("memory.compile does not combine with zero_stage=3, which gathers weights inside the model; use 0, 1 or 2")
+        if self.sequence_parallel > 1 and not packing:
+            raise ValueError("memory.sequence_parallel shares packed sequences: set packing=true")
         if self.compile and self.sequence_parallel > 1:
             raise ValueError("memory.compile does not combine with memory.sequence_parallel, which communicates inside the model; drop one")

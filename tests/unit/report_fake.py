@@ -37,7 +37,9 @@ def config_of(folder: Path, **changes: Any) -> PipelineConfig:
     return PipelineConfig.model_validate(values)
 
 
-def fake_run(folder: Path, skill: dict[str, float] | None = None, question: str = HOSTILE, **changes: Any) -> Run:
+def fake_run(
+    folder: Path, skill: dict[str, float] | None = None, question: str = HOSTILE, parameters: int = 390_000, **changes: Any
+) -> Run:
     """Write a whole run without its report. `skill` is the chance to solve a problem of middle difficulty, by label or arm."""
     config = config_of(folder, **changes)
     ray: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -53,7 +55,8 @@ def fake_run(folder: Path, skill: dict[str, float] | None = None, question: str 
         )
     _curate(run)
     for number, (name, _, _) in enumerate(run.student_names()):
-        finish_stage(run, f"train/{name}", {}, {"rows": 20, "steps": 40}, {"tokens": 9000, "device_seconds": 50.0})
+        counts = {"rows": 20, "steps": 40, "parameters": parameters}
+        finish_stage(run, f"train/{name}", {}, counts, {"tokens": 9000, "device_seconds": 50.0})
         _metrics(run.stage("train", name) / "metrics.jsonl", number)
     for contestant in contestants_of(run):
         chance = (SKILL | (skill or {}))[contestant.arm or contestant.label]

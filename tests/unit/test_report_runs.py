@@ -17,6 +17,7 @@ from w2sr.errors import UserError
 from w2sr.evaluation.intervals import Bootstrap
 from w2sr.records import Prompt, Verification
 from w2sr.reporting.runs import changes, compare_runs
+from w2sr.reporting.runs_view import sections
 from w2sr.run import Run
 from w2sr.tables import read_table, write_table
 
@@ -102,6 +103,21 @@ def test_the_command_writes_a_page_that_a_browser_shows_without_a_word(tmp_path:
             assert page.evaluate("document.querySelectorAll('b, main script').length") == 0
             assert "<b>two/run" in page.evaluate("document.body.innerText")
             page.close()
+
+
+def test_students_of_several_sizes_stand_by_size_with_what_each_gained(tmp_path: Path) -> None:
+    large, small = made(tmp_path / "large", parameters=7_600_000_000), made(tmp_path / "small", skill={"all": 0.3}, parameters=390_000)
+    found = compare_runs([tmp_path / "large", tmp_path / "small"])
+    [section] = [section for section in sections(found) if section.title == "Students by size"]
+    [(_, table)] = section.tables
+    assert [(row[0].text, row[0].small) for row in table.rows] == [("small", "0.39 M parameters"), ("large", "7.6 B parameters")]
+    place = table.headings.index("W2SR")
+    assert [row[place].text for row in table.rows] == [
+        f"{100 * np.mean(list(shares(run, 'all-seed0').values())):.1f} %" for run in (small, large)
+    ]
+    assert [row[-1].text for row in table.rows] == ["180", "180"]
+    made(tmp_path / "other", parameters=390_000)
+    assert "Students by size" not in [section.title for section in sections(compare_runs([tmp_path / "small", tmp_path / "other"]))]
 
 
 def test_only_what_differs_in_how_runs_were_made_is_shown() -> None:

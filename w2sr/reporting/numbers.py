@@ -40,6 +40,12 @@ def p_value(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.001 else f"{value:.3f}"
 
 
+def size(number: int) -> str:
+    """Return a number of parameters as "0.39 M" or "7.6 B"."""
+    value, unit = (number / 1e9, "B") if number >= 1e9 else (number / 1e6, "M")
+    return f"{value:.{2 if value < 1 else 1 if value < 100 else 0}f} {unit}"
+
+
 def seconds(value: float) -> str:
     """Return "48 s", "3 min 20 s" or "2 h 05 min"."""
     whole = round(value)

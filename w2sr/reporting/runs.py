@@ -14,6 +14,7 @@ from w2sr.evaluation.sets import sets_of
 from w2sr.reporting.compare import Comparison, compare_measured
 from w2sr.reporting.costs import Costs, costs
 from w2sr.reporting.measured import Measured, measure
+from w2sr.reporting.sizes import Size, size_of
 from w2sr.run import Run, open_folder
 
 # Where a run is and how its report looks is not how it was made.
@@ -31,6 +32,7 @@ class RunResult:
     comparisons: list[Comparison]
     costs: Costs
     other_sets: list[str]
+    size: Size | None
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _result(name: str, folder: Path, run: Run, sets: Iterable[str], measured: Se
     comparisons = [compare_measured(run, each) for each in measured]
     common = [each.set.name for each in measured]
     others = [each for each in sets if each not in common]
-    return RunResult(name, str(folder), run.config.title, comparisons, costs(run, comparisons[0]), others)
+    return RunResult(name, str(folder), run.config.title, comparisons, costs(run, comparisons[0]), others, size_of(run))
 
 
 def _shared(run: Run, first: tuple[str, Measured], other: tuple[str, Measured]) -> Shared:

@@ -42,7 +42,7 @@ def sections(found: RunsComparison) -> list[Section]:
     results = [_set_section(found, place) for place in range(len(found.sets))]
     if others:
         results.append(Section("Sets that not all runs have", others))
-    return [*results, _changes(found), _costs(found), _runs(found)]
+    return [*results, *_sizes(found), _changes(found), _costs(found), _runs(found)]
 
 
 def _set_section(found: RunsComparison, place: int) -> Section:
@@ -107,6 +107,34 @@ def _difference(estimate: Estimate | None) -> Cell:
         return Cell("–")
     value, limits = numbers.points(estimate).split(" ", 1)
     return Cell(value, limits, numbers.mark(estimate))
+
+
+def _sizes(found: RunsComparison) -> list[Section]:
+    """Return the students by size, smallest first; nothing when all have the same."""
+    sized = sorted(((run.size, run) for run in found.runs if run.size is not None), key=lambda pair: pair[0].parameters)
+    if len({size.parameters for size, _ in sized}) < 2:
+        return []
+    keys = {row.key: row.name for _, run in sized for row in run.comparisons[0].rows if row.kind != "teacher"}
+    rows = [
+        [
+            Cell(run.name, f"{numbers.size(size.parameters)} parameters"),
+            *(_score(run.comparisons[0].row(key)) for key in keys),
+            Cell(f"{size.tokens / size.device_seconds:,.0f}" if size.device_seconds else "–"),
+        ]
+        for size, run in sized
+    ]
+    notes = ["avg@k, and the difference to the run's own base: what the same method gives a smaller and a larger student."]
+    table = Table(["Run", *keys.values(), "Training tokens / device-s"], rows, notes)
+    return [Section("Students by size", [f"On {found.sets[0]}, smallest student first."], [("", table)])]
+
+
+def _score(row: Row | None) -> Cell:
+    if row is None:
+        return Cell("–")
+    gain = row.versus.get("base")
+    return Cell(
+        numbers.percent(row.figures["avg"]), "" if gain is None else f"{numbers.points(gain)} points", numbers.mark(gain) if gain else ""
+    )
 
 
 def _changes(found: RunsComparison) -> Section:

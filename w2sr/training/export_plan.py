@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 from typing import Any
 
 WHOLE = "model.safetensors"
@@ -61,3 +63,14 @@ def plan_of(shapes: Mapping[str, tuple[int, ...]], precision: str, shard_size_by
     split = split_torch_state_dict_into_shards(meta, max_shard_size=shard_size_bytes)
     size_bytes = {name: tensor.numel() * tensor.element_size() for name, tensor in meta.items()}
     return ExportPlan(precision, {file: tuple(names) for file, names in split.filename_to_tensors.items()}, size_bytes)
+
+
+def num_parameters(folder: Path) -> int:
+    """Return how many numbers the safetensors files of an exported model hold; reads their headers only."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - not a mapping
+    return total

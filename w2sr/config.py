@@ -93,6 +93,7 @@ class PipelineConfig(StrictModel):
         self._refuse_bad_mixtures(made)
         made += [mixture.name for mixture in self.train.mixtures]
         self.curate.refuse_unknown_teachers(names)
+        self.train.loss.refuse_unknown_teachers(names)
         self.report.refuse_unknown_names([*names, *(model.name for model in self.evaluate.models)])
         self.evaluate.refuse_foreign_names(made, [f"{arm}-seed{seed}" for arm in made for seed in self.train.seeds])
         refuse_bad_bans(self.evaluate.bans, made, self._engines(), [self.evaluate.split, *(each.name for each in self.evaluate.benchmarks)])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from w2sr.records import Verdict
-from w2sr.schema import StrictModel
+from w2sr.schema import StrictModel, nearest
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -98,6 +99,15 @@ class LossConfig(StrictModel):
         if beyond:
             raise ValueError(f"kernel=liger computes the plain NLL, without {beyond[0]}; give kernel: chunked, or leave it out")
         return self
+
+    def refuse_unknown_teachers(self, teachers: Sequence[str]) -> None:
+        """Raise ValueError when a weight names a teacher that there is not."""
+        allowed = [*teachers, "gold", "human"]
+        for name in self.teacher_weights:
+            if name not in allowed:
+                raise ValueError(
+                    f"train.loss.teacher_weights names {name!r}, which is no teacher: {nearest(name, allowed)}allowed: {', '.join(allowed)}"
+                )
 
     @property
     def trace_weights(self) -> dict[str, object]:

@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from w2sr.curation.facts import answer_hash
-from w2sr.errors import UserError
 from w2sr.grading.extract import extract_answers
 from w2sr.records import Example
-from w2sr.schema import nearest
 from w2sr.training.loss_config import LossConfig
 
 
@@ -50,16 +48,6 @@ def row_weight(example: Example, config: LossConfig, agreement: Agreement) -> fl
     if config.agreement_power:
         weight *= agreement.share(example) ** config.agreement_power
     return weight
-
-
-def refuse_unknown_teachers(config: LossConfig, teachers: Iterable[str]) -> None:
-    """Raise UserError when a weight names a teacher that there is not."""
-    allowed = [*teachers, "gold", "human"]
-    for name in config.teacher_weights:
-        if name not in allowed:
-            raise UserError(
-                f"train.loss.teacher_weights names {name!r}, which is no teacher: {nearest(name, allowed)}allowed: {', '.join(allowed)}"
-            )
 
 
 def _answer(example: Example) -> int:

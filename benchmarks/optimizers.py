@@ -72,7 +72,7 @@ def rows_of(number: int, seed: str, folder: str, tokenizer: Any) -> list[Any]:
 
 def measured(scratch: Path, name: str, seed: int, steps: int, folder: str, changes: dict[str, Any]) -> tuple[float, float, float]:
     """Train one student; return its held-out NLL, the seconds of a step and how far one moves the layers."""
-    sizes = {"global_batch_size": 32, "micro_batch_size": 32, "num_ranks": 1, "packing": False, "max_length": 128, "zero_stage": 0}
+    sizes = {"global_batch_size": 16, "micro_batch_size": 16, "num_ranks": 1, "packing": False, "max_length": 128, "zero_stage": 0}
     watched = {"selection": {"every": steps}, "max_steps": steps, "checkpoint_every": 10_000}
     config = TrainConfig.model_validate(sizes | watched | BASE | changes)
     output = scratch / f"{name}-{seed}"
@@ -88,7 +88,7 @@ def measured(scratch: Path, name: str, seed: int, steps: int, folder: str, chang
 def main() -> None:
     """Print one table of learning rates and one of the rest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", nargs="?", type=int, default=120)
+    parser.add_argument("steps", nargs="?", type=int, default=80)
     parser.add_argument("seeds", nargs="?", type=int, default=2)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     asked = parser.parse_args()

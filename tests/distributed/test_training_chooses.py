@@ -178,7 +178,7 @@ def test_the_update_ratios_are_those_of_the_whole_weights(folder: Path, adamw: A
             sums[1] += float(old.double().square().sum())
         assert row["layers"] == pytest.approx({layer: math.sqrt(moved / old) for layer, (moved, old) in squares.items()}, rel=1e-4)
     assert metrics(folder, name, "update_ratio/max") == [max(row["layers"].values()) for row in rows]
-    assert "looks too high for it: try about" in (folder / "said").read_text()
+    assert "train.learning_rate=0.02 looks too high: try about" in (folder / "said").read_text()
 
 
 def test_under_bf16_the_average_is_of_the_master_weights(folder: Path, adamw: Any) -> None:

@@ -203,12 +203,11 @@ def test_a_layer_out_of_the_sane_range_is_named_with_a_rate_that_would_be_sane()
     ratios = {"model.layers.0": 5e-2, "model.layers.1": 1e-3}
     found = warning(ratios, 1e-6, 1e-2, lambda _: ("train.learning_rate", 2e-4))
     assert found is not None
-    assert found.startswith("model.layers.0 moves by 5.0e-02 of its weights a step at the peak learning rate; 1e-06 to 1e-02 is usual.")
-    assert "train.learning_rate=0.0002 looks too high for it: try about 4e-05 or less" in found
-    low = warning({"lm_head": 1e-9, "model.norm": 1e-4}, 1e-6, 1e-2, lambda layer: (f"rate of {layer}", 1e-8))
+    assert found.startswith("model.layers.0 moves by 5.0e-02 of its weights a step at the peak learning rate, more than any")
+    assert "; 1e-06 to 1e-02 is usual. train.learning_rate=0.0002 looks too high: try about 4e-05 or less, or move the bounds" in found
+    low = warning({"lm_head": 1e-9, "model.norm": 1e-12}, 1e-6, 1e-2, lambda layer: (f"rate of {layer}", 1e-8))
     assert low is not None
-    assert "lm_head moves" in low
-    assert "rate of lm_head=1e-08 looks too low for it: try about 1e-05 or more" in low
-    assert warning({"a": 1e-3}, 1e-6, 1e-2, lambda _: ("a", 1.0)) is None
+    assert "rate of lm_head=1e-08 looks too low: try about 1e-05 or more" in low
+    assert warning({"a": 1e-3, "norm": 1e-9}, 1e-6, 1e-2, lambda _: ("a", 1.0)) is None
     assert warning({}, 1e-6, 1e-2, lambda _: ("a", 1.0)) is None
     assert "try more" in (warning({"a": 0.0}, 1e-6, 1e-2, lambda _: ("a", 1.0)) or "")

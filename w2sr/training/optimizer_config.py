@@ -59,7 +59,7 @@ class OptimizerConfig(StrictModel):
     )
     sane_update_ratio: tuple[float, float] = Field(
         (1e-6, 1e-2),
-        description="Range of that ratio, at the peak learning rate; a layer outside it is warned of.",
+        description="Range of that ratio, at the peak learning rate; a largest one outside it is warned of.",
         json_schema_extra=PLACEMENT,
     )
 

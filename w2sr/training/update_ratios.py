@@ -51,7 +51,7 @@ class UpdateRatios:
             self._before = [sample(shard).clone() for shard in self._engine.shards()]
 
     def after(self, step: int, learning_rate: float) -> dict[str, float]:
-        """Return the largest and smallest ratio of the step for the log, nothing if it is not measured; collective."""
+        """Return the largest ratio of the step for the log, nothing if it is not measured; collective."""
         if self._before is None:
             return {}
         ratios = self._ratios(self._before)
@@ -60,7 +60,7 @@ class UpdateRatios:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "learning_rate": learning_rate, "layers": ratios}) + "\n")
             self._judge(step, learning_rate, ratios)
-        return {"update_ratio/max": max(ratios.values()), "update_ratio/min": min(ratios.values())} if ratios else {}
+        return {"update_ratio/max": max(ratios.values())} if ratios else {}
 
     def _ratios(self, before: list[torch.Tensor]) -> dict[str, float]:
         """Return the ratio of each layer whose weights are not all 0."""
@@ -80,7 +80,7 @@ class UpdateRatios:
         return {layer: math.sqrt(sums[2 * number] / sums[2 * number + 1]) for layer, number in place.items() if sums[2 * number + 1]}
 
     def _judge(self, step: int, learning_rate: float, ratios: dict[str, float]) -> None:
-        """Warn once of the layer that is furthest out of the sane range, had the learning rate been at its peak."""
+        """Warn once when the layer that moves most is out of the sane range, had the learning rate been at its peak."""
         peak = self._train.learning_rate
         low, high = self._train.optimizer.sane_update_ratio
         found = warning({layer: ratio * peak / learning_rate for layer, ratio in ratios.items()}, low, high, self._rate_of)
@@ -111,18 +111,17 @@ def sample(shard: Shard) -> torch.Tensor:
 
 
 def warning(ratios: dict[str, float], low: float, high: float, rate_of: Callable[[str], tuple[str, float]]) -> str | None:
-    """Return what is wrong with `ratios` at the peak learning rate, or None. `rate_of`: the key and value of a layer's learning rate."""
-    for layer, ratio, is_high in (
-        (max(ratios, key=lambda layer: ratios[layer], default=None), max(ratios.values(), default=0.0), True),
-        (min(ratios, key=lambda layer: ratios[layer], default=None), min(ratios.values(), default=high), False),
-    ):
-        if layer is None or (ratio <= high if is_high else ratio >= low):
-            continue
-        bound, (key, rate) = high if is_high else low, rate_of(layer)
-        advice = f"about {rate * bound / ratio:.1g} or {'less' if is_high else 'more'}" if ratio else "more"
-        return (
-            f"{layer} moves by {ratio:.1e} of its weights a step at the peak learning rate; {low:.0e} to {high:.0e} is usual. "
-            f"{key}={rate:g} looks too {'high' if is_high else 'low'} for it: try {advice}, or move the bounds with "
-            "train.optimizer.sane_update_ratio. All layers: " + FILE
-        )
-    return None
+    """Return what is wrong with `ratios` at the peak learning rate, or None. `rate_of`: the key and value of a layer's learning rate.
+
+    The largest ratio decides: gains of norms are large numbers, and move little of themselves at any rate.
+    """
+    layer = max(ratios, key=lambda name: ratios[name], default=None)
+    if layer is None or low <= ratios[layer] <= high:
+        return None
+    ratio, (key, rate), is_high = ratios[layer], rate_of(layer), ratios[layer] > high
+    advice = f"about {rate * (high if is_high else low) / ratio:.1g} or {'less' if is_high else 'more'}" if ratio else "more"
+    return (
+        f"{layer} moves by {ratio:.1e} of its weights a step at the peak learning rate, more than any other layer; {low:.0e} to {high:.0e} "
+        f"is usual. {key}={rate:g} looks too {'high' if is_high else 'low'}: try {advice}, or move the bounds with "
+        f"train.optimizer.sane_update_ratio. All layers: {FILE}"
+    )

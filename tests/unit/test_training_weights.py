@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_training_head import Alone, Plain, make_batch, make_model, objective
@@ -110,6 +110,7 @@ def rows(*shapes: tuple[int, int]) -> list[Row]:
 SHAPES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 9)), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(SHAPES, st.booleans())
 def test_rows_are_told_apart_in_every_layout(shapes: list[tuple[int, int]], flatten: bool) -> None:
     made = rows(*shapes)

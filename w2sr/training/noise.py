@@ -17,7 +17,8 @@ def row_lengths(batch: MicroBatch) -> npt.NDArray[np.int64]:
     lengths = np.empty_like(batch.input_ids)
     for number, labels in enumerate(batch.labels):
         if batch.position_ids is None:
-            lengths[number] = np.flatnonzero(labels != IGNORED)[-1:].max(initial=len(labels) - 1) + 1
+            supervised = np.flatnonzero(labels != IGNORED)
+            lengths[number] = supervised[-1] + 1 if len(supervised) else len(labels)  # a row ends in a supervised token
         else:
             starts = np.flatnonzero(batch.position_ids[number] == 0)
             of_rows = np.diff(np.append(starts, len(labels)))

@@ -14,7 +14,9 @@ from tests.distributed.ranks import ROOT, environment, make_spec, started, steps
 from w2sr.errors import UserError
 from w2sr.training.spec import TrainResult, TrainSpec
 
-LONG = {"max_steps": 30, "checkpoint_every": 5}
+# With the parts of a checkpoint that are not DeepSpeed's: an average, and what the selection split has decided.
+CHOOSING = {"optimizer": {"average": {"decay": 0.9}}, "selection": {"every": 3, "export": "best"}}
+LONG = {"max_steps": 30, "checkpoint_every": 5, **CHOOSING}
 
 
 def model_bytes(spec: TrainSpec) -> bytes:
@@ -52,7 +54,7 @@ def test_a_training_whose_rank_was_killed_ends_in_the_same_bits(calm: Path) -> N
 
 
 def test_under_torchrun_sigterm_saves_at_the_next_step_and_the_bits_stay_the_same(calm: Path) -> None:
-    spec = make_spec(calm, "stopped", zero_stage=2, max_steps=30, checkpoint_every=1000)
+    spec = make_spec(calm, "stopped", zero_stage=2, **(LONG | {"checkpoint_every": 1000}))
     command = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     arguments = [sys.executable, "-m", *command, "-m", "w2sr.training", str(write_spec(spec))]
     with subprocess.Popen(arguments, env=environment(), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as agent:

@@ -23,7 +23,8 @@ from w2sr.teachers.draining import Drain
 from w2sr.teachers.models import model_folder
 from w2sr.training import checkpoint
 from w2sr.training.data import RowFacts, load_rows
-from w2sr.training.loop import train_each
+from w2sr.training.export_plan import num_parameters
+from w2sr.training.loop import remove_checkpoints, train_each
 from w2sr.training.order import Course
 from w2sr.training.prepare import RowsMaker, remove_own_rows, shares_of
 from w2sr.training.schedule import check_schedule
@@ -48,6 +49,7 @@ class _Student:
     def commit(self, result: TrainResult) -> None:
         """Write the manifest of a finished student."""
         folder = self.stage.folder
+        remove_checkpoints(self.spec)  # a kill may have come before the ranks had
         dropped, of_reason = folder / "dropped.json", dict[str, list[str]]()
         for reason in ("too_long", "unwritable"):
             of_reason[reason] = [name for facts in self.facts for name in getattr(facts, reason)]

@@ -36,6 +36,8 @@ from w2sr.training.trackers import require_clients
 from w2sr.training.update_ratios import UpdateRatios
 from w2sr.training.watch import Watch
 
+CHECKPOINTS = "checkpoints"
+
 
 def train(spec: TrainSpec) -> bool:
     """Train, or go on training, the student of `spec`, and export it; every rank calls it. Return whether it is finished.
@@ -44,6 +46,7 @@ def train(spec: TrainSpec) -> bool:
     spec.stop_by, and UserError for what the user can change (rows, ranks, a checkpoint of another training, a loss that is not finite).
     """
     if TrainResult.load(Path(spec.output)) is not None:
+        remove_checkpoints(spec)  # a kill may have come between the two
         return True
     require_clients(spec.train.watch.trackers)
     with full_disk_explained(Path(spec.output)), ExitStack() as stack:
@@ -67,13 +70,20 @@ def train_each(specs: Sequence[str]) -> None:
                 return
 
 
+def remove_checkpoints(spec: TrainSpec) -> None:
+    """Remove what a finished training does not need any more."""
+    if not spec.train.keep_checkpoints:
+        for name in (CHECKPOINTS, BEST):
+            shutil.rmtree(Path(spec.output) / name, ignore_errors=True)
+
+
 class _Trainer:
     """The state of one training on this rank; `stack` closes what it opens."""
 
     def __init__(self, spec: TrainSpec, group: Group, stack: ExitStack) -> None:
         self.spec = spec
         self.group = group
-        self.checkpoints = Checkpoints(group, Path(spec.output) / "checkpoints", spec.identity(), spec.train.asynchronous_checkpoints)
+        self.checkpoints = Checkpoints(group, Path(spec.output) / CHECKPOINTS, spec.identity(), spec.train.asynchronous_checkpoints)
         stack.callback(self.checkpoints.close)
         saved = self.checkpoints.find(sharded=spec.train.zero_stage > 0)
         self.objective = Objective(spec, group)
@@ -142,9 +152,7 @@ class _Trainer:
             ended: Ended = "all steps" if done.step == self.num_steps else "no gain on selection"
             result = TrainResult(done.step, done.tokens, done.supervised_tokens, seconds, rank_seconds, done.sizes, exported_step, ended)
             write_text(Path(self.spec.output) / RESULT, result.to_json())
-            if not self.spec.train.keep_checkpoints:
-                for folder in (self.checkpoints.folder, Path(self.spec.output) / BEST):
-                    shutil.rmtree(folder, ignore_errors=True)
+            remove_checkpoints(self.spec)
         self.group.barrier()
         self.watch.finished = True
 

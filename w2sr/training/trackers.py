@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,12 +63,18 @@ class WandB:
 
 
 class MLflow:
-    """A run whose id is kept in the student's folder. A server that is away costs the numbers of that time, not the training."""
+    """A run whose id is kept in the student's folder.
+
+    A thread sends: the client tries for minutes to reach a server that is away. What it could not send costs the rest of the numbers there,
+    until the training is started again, but not the training.
+    """
 
     def __init__(self, spec: TrainSpec) -> None:
         self._mlflow: Any = importlib.import_module("mlflow")
         self._error: type[Exception] = self._mlflow.exceptions.MlflowException
         self._client: Any = self._mlflow.MlflowClient()
+        self._thread = ThreadPoolExecutor(1, "mlflow")
+        self._lost = False
         self._run_id = self._begin(spec)
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -75,38 +82,42 @@ class MLflow:
         metric = self._mlflow.entities.Metric
         now = int(time.time() * 1000)
         rows = [metric(name, float(value), now, step) for name, value in values.items()]
-        self._try(lambda: self._client.log_batch(self._run_id, rows))
+        self._thread.submit(self._try, lambda: self._client.log_batch(self._run_id, rows))
 
     def close(self, finished: bool) -> None:
         """Give the run its status."""
-        self._try(lambda: self._client.set_terminated(self._run_id, "FINISHED" if finished else "KILLED"))
+        self._thread.submit(self._try, lambda: self._client.set_terminated(self._run_id, "FINISHED" if finished else "KILLED"))
+        self._thread.shutdown()
 
     def _begin(self, spec: TrainSpec) -> str:
         path = Path(spec.output) / MLFLOW_RUN
         if path.is_file():
             run_id = path.read_text(encoding="utf-8")
-            self._try(lambda: self._client.update_run(run_id, "RUNNING"))
+            self._thread.submit(self._try, lambda: self._client.update_run(run_id, "RUNNING"))
             return run_id
         project = spec.train.watch.project
         try:
             found = self._client.get_experiment_by_name(project)
             experiment = found.experiment_id if found is not None else self._client.create_experiment(project)
             run = self._client.create_run(experiment, run_name=spec.name)
+            for name, value in _settings(spec).items():
+                self._client.log_param(run.info.run_id, name, value)
         except self._error as error:
             raise UserError(
                 f"train.watch.trackers: MLflow cannot begin a run ({_first_line(error)}); set MLFLOW_TRACKING_URI on all nodes to a server "
                 "that answers, or take mlflow out"
             ) from error
-        for name, value in _settings(spec).items():
-            self._client.log_param(run.info.run_id, name, value)
         path.write_text(run.info.run_id, encoding="utf-8")
         return str(run.info.run_id)
 
-    def _try(self, send: Any) -> None:
+    def _try(self, send: Callable[[], None]) -> None:
+        if self._lost:
+            return
         try:
             send()
         except self._error as error:
-            _log.warning("MLflow did not take the numbers of a step: %s", _first_line(error))
+            self._lost = True
+            _log.warning("MLflow did not take the numbers of a step (%s); it gets no more of this attempt", _first_line(error))
 
 
 def _settings(spec: TrainSpec) -> dict[str, Any]:

@@ -75,8 +75,8 @@ class Snapshot:
 class Writer:
     """Writes what it is given: `in_background` from a copy, by a thread that dies with the rank. One set of files is under way at a time.
 
-    `write` for each file, `begin` when all are given, `result` for what was written. The copy costs as much memory of the CPU as the rank
-    writes, from the first checkpoint to the end of the training.
+    `write` for each file, then `submit`; `wait`, or `is_idle` now and then, before the next `write`. The copy costs as much memory of the
+    CPU as the rank writes, from the first checkpoint to the end of the training.
     """
 
     def __init__(self, in_background: bool) -> None:
@@ -96,6 +96,8 @@ class Writer:
         if self._snapshot is None:
             self._save(state, path)
         else:
+            if not self._files:  # those before are written
+                self._snapshot.rewind()
             self._files.append((self._snapshot.take(state), path))
 
     def submit(self, last: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from w2sr.packing.fit import Indices, best_fit
+from w2sr.packing.fit import Indices, fill_bins
 
 IGNORED = -100
 
@@ -148,5 +148,5 @@ def collate_padded(rows: Sequence[TokenRow], pad_id: int) -> MicroBatch:
 def collate_packed(rows: Sequence[TokenRow], pad_id: int, capacity: int, flatten: bool) -> MicroBatch:
     """Return `rows` packed into sequences of at most `capacity` tokens. `flatten`: all end to end in one."""
     table = table_of(rows)
-    sequences = [np.arange(len(rows))] if flatten else best_fit(table.lengths, capacity).split()
+    sequences = [np.arange(len(rows))] if flatten else fill_bins(table.lengths, capacity).split()
     return collate(table, sequences, pad_id, packed=True)

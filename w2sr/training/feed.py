@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from w2sr.packing import attention
-from w2sr.packing.fit import Indices, best_fit
+from w2sr.packing.fit import Indices, fill_bins
 from w2sr.packing.pack import MicroBatch, collate
 from w2sr.training.batches import cut, deal
 from w2sr.training.data import RowStore, load_rows
@@ -69,7 +69,7 @@ class Feed:
         """
         units = Units(np.arange(len(rows)), np.arange(1, len(rows) + 1))
         if self._train.packing:
-            bins = best_fit(rows.lengths, self._train.max_length)
+            bins = fill_bins(rows.lengths, self._train.max_length)
             units = Units(bins.members, bins.ends)
         for _, batch in self._dealt(rows, units, is_whole=False):
             yield batch

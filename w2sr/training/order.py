@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from w2sr.errors import UserError
-from w2sr.packing.fit import Indices, best_fit
+from w2sr.packing.fit import Indices, fill_bins
 from w2sr.training.config import TrainConfig
 
 Parts = tuple[tuple[int, float], ...]
@@ -135,13 +135,13 @@ class Course:
         rows = self._rows(number)
         units = Units(rows, np.arange(1, len(rows) + 1))
         if self._train.packing:
-            bins = best_fit(self._lengths[rows], self._train.max_length)
+            bins = fill_bins(self._lengths[rows], self._train.max_length)
             order = permutation(len(bins), self._seed, number, _OF_SEQUENCES)
             units = Units(rows[bins.members], bins.ends).reordered(order)
         sizes = np.ones(len(units), np.int64) if self._train.global_batch_size is not None else units.tokens(self._lengths)
         bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
         same = number == 0 or len(self._parts) > 1 or bounds[-1] == self._epoch(0).bounds[-1]
-        assert same, "best-fit makes as many sequences of the same lengths in any order"
+        assert same, "rows of the same lengths make as many sequences in any order"
         return _Epoch(units, bounds)
 
     def _rows(self, epoch: int) -> Indices:

@@ -115,17 +115,21 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_an_export_that_is_not_the_trained_model_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import load_file, save_file
+
     from w2sr.training import export
     from w2sr.training.loop import train
 
     spec = make_spec(tmp_path, "one", num_ranks=1, max_steps=1)
-    write_model = export.write_model
+    write_rest = export.write_rest
 
-    def spoil(module: object, state: dict[str, object], start_model: str, folder: Path) -> None:
-        write_model(module, {**state, "model.norm.weight": state["model.norm.weight"] * 2}, start_model, folder)  # type: ignore[operator,dict-item]
+    def spoil(module: object, start_model: str, precision: str, folder: Path) -> None:
+        write_rest(module, start_model, precision, folder)
+        state = load_file(folder / "model.safetensors")
+        save_file({**state, "model.norm.weight": state["model.norm.weight"] * 2}, folder / "model.safetensors", metadata={"format": "pt"})
 
     with monkeypatch.context() as patch:
-        patch.setattr(export, "write_model", spoil)
+        patch.setattr(export, "write_rest", spoil)
         with pytest.raises(export.ExportError, match=r"weight model.norm.weight differs"):
             train(spec)
     with monkeypatch.context() as patch:

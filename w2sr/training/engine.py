@@ -23,7 +23,7 @@ from w2sr.training.config import TrainConfig
 from w2sr.training.deepspeed_dict import deepspeed_config
 from w2sr.training.dist import Group
 from w2sr.training.engine_loading import load_model, reloaded, torch_dtype
-from w2sr.training.engine_lora import add_adapters
+from w2sr.training.engine_lora import adapter_weights, add_adapters
 from w2sr.training.engine_sequence import SharedSequences
 from w2sr.training.engine_shards import Shard, publish, shards_of
 from w2sr.training.engine_weights import Published, published, shards_that_differ, whole
@@ -167,6 +167,10 @@ class Engine:
     def whole(self, tensor: Published, precision: str, wanted: bool) -> torch.Tensor | None:
         """Return a tensor of the finished model on the CPU where it is `wanted`; collective. fp32 after 16 bits: the master weights."""
         return whole(tensor, precision, precision == "fp32" != self.train.precision, wanted)
+
+    def adapters(self, wanted: bool) -> dict[str, torch.Tensor]:
+        """Return the adapters of train.lora on the CPU where they are `wanted`; collective under ZeRO-3."""
+        return adapter_weights(self.module, wanted) if self.train.lora is not None else {}
 
     @contextmanager
     def reloaded(self, folder: Path, precision: str) -> Iterator[tuple[Callable[[torch.Tensor], torch.Tensor], list[str]]]:

@@ -20,12 +20,14 @@ import numpy.typing as npt
 from w2sr.tables import sync_folder, write_text
 from w2sr.training.dist import Group
 from w2sr.training.engine import Engine
+from w2sr.training.engine_lora import write_adapter
 from w2sr.training.engine_weights import Published
 from w2sr.training.export_plan import INDEX, ExportPlan, plan_of
 
 if TYPE_CHECKING:
     import torch
 
+ADAPTER_FOLDER = "adapter"
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 5e-3}  # of the largest logit; the reloaded model runs the same sums on the same bits
 
 
@@ -35,6 +37,8 @@ class ExportError(AssertionError):
 
 def export(engine: Engine, group: Group, start_model: str, folder: Path, input_ids: npt.NDArray[np.int64]) -> None:
     """Write `folder` (safetensors, config, generation config, tokenizer, chat template), reload it and compare logits; collective.
+
+    Adapters are merged into the weights, and stand in a folder of their own beside them.
 
     `input_ids` [sequences, tokens] are run through the live model and through the reloaded one. The folder appears by a rename, after the
     comparison. Raises ExportError on every rank when they differ.
@@ -53,8 +57,11 @@ def export(engine: Engine, group: Group, start_model: str, folder: Path, input_i
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     write_weights(engine, tensors, plan, aside, on_this_rank=group.rank == 0)
+    adapters = engine.adapters(wanted=group.rank == 0)
     if group.rank == 0:
         write_rest(engine.module, start_model, precision, aside)
+        if adapters:
+            write_adapter(engine.module, adapters, start_model, aside / ADAPTER_FOLDER)
     group.barrier()
     problem = _difference(engine, group, aside, precision, live, probe)
     if problem is not None:

@@ -97,7 +97,7 @@ def _guarded(arguments: argparse.Namespace) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from launcher import benchmarks, cluster, diagnose, doctor, export, jobs, kuberay, label, placement, plan, replay, why
+    from launcher import benchmarks, cluster, diagnose, doctor, export, jobs, kuberay, label, placement, plan, replay, selftest, why
     from w2sr import __version__
 
     debug = argparse.ArgumentParser(add_help=False)
@@ -126,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     placement.add(commands, debug)
     plan.add(commands, debug)
     replay.add(commands, debug)
+    selftest.add(commands, debug)
     why.add(commands, debug)
     _add_config(commands, debug)
     _add_lab(commands, debug)

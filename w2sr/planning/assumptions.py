@@ -30,7 +30,7 @@ class Assumptions:
     """What is not known before a run. Rates are those of one device; tokens are means over rows.
 
     `tflops`: dense bf16 peak. `efficiency`: share of it while it computes. `within`, `across`: GB/s of a GPU to others of its node and of
-    other nodes; `overlap`: share of that traffic that hides behind arithmetic; `to_host`: GB/s between GPU and host.
+    other nodes; `overlap`: share of that traffic that hides behind arithmetic; `to_host`, `to_nvme`: GB/s of a GPU to its share of host memory and of the node's disks.
     """
 
     gpu_gib: float = 79.0
@@ -43,6 +43,7 @@ class Assumptions:
     across: float = 40.0
     overlap: float = 0.7
     to_host: float = 25.0
+    to_nvme: float = 3.0
     prompt_tokens: float = 200.0
     answer_share: float = 0.5
 

@@ -36,9 +36,11 @@ def training_speed(shape: ModelShape, layout: Layout, assumed: Assumptions, step
     own = layout.micro_tokens
     rounds = max(1.0, step_tokens / (own * layout.num_ranks))
     arithmetic = rounds * own * done / (peak * assumed.efficiency)
-    exposed = (1 - assumed.overlap) * _traffic(shape, layout, rounds) / (_bandwidth(layout, assumed) * 1e9)
-    seconds = arithmetic + max(exposed, _traffic(shape, layout, rounds) / (_bandwidth(layout, assumed) * 1e9) - arithmetic)
-    seconds += _offload_seconds(shape, layout, assumed)
+    sent = _traffic(shape, layout, rounds) / (_bandwidth(layout, assumed) * 1e9)
+    fetched = _fetched(shape, layout, rounds, assumed)
+    # What hides behind arithmetic hides a share at most, and no more than there is arithmetic.
+    seconds = arithmetic + sum(max((1 - assumed.overlap) * each, each - arithmetic) for each in (sent, fetched))
+    seconds += _update_seconds(shape, layout, assumed)
     rate = rounds * own / seconds
     return Speed(rate, rate * useful / peak)
 
@@ -48,7 +50,10 @@ def _bandwidth(layout: Layout, assumed: Assumptions) -> float:
 
 
 def _traffic(shape: ModelShape, layout: Layout, rounds: float) -> float:
-    """Return the bytes that a rank sends in a step. Rajbhandari et al. 2020, section 7, and once more a micro-batch."""
+    """Return the bytes that a rank sends in a step. Rajbhandari et al. 2020 (arXiv 1910.02054), section 7, and once more a micro-batch.
+
+    Stage 0 and 1 reduce gradients once a step, stage 2 once a micro-batch, stage 3 also gathers weights for both passes of each.
+    """
     if layout.num_ranks == 1:
         return 0.0
     size = float(layout.weight_bytes * shape.num_parameters)
@@ -56,11 +61,22 @@ def _traffic(shape: ModelShape, layout: Layout, rounds: float) -> float:
     return by_stage[layout.zero_stage]
 
 
-def _offload_seconds(shape: ModelShape, layout: Layout, assumed: Assumptions) -> float:
-    """Return the seconds of a step in which a rank's share of gradients goes to the host, is applied there, and weights come back."""
+def _rate(place: str, assumed: Assumptions) -> float:
+    return (assumed.to_nvme if place == "nvme" else assumed.to_host) * 1e9
+
+
+def _fetched(shape: ModelShape, layout: Layout, rounds: float, assumed: Assumptions) -> float:
+    """Return the seconds in which a rank's shard of the weights comes from where it is offloaded, for both passes of each micro-batch."""
+    if layout.offload_parameters == "device":
+        return 0.0
+    return 2 * rounds * layout.weight_bytes * shape.num_parameters / layout.num_ranks / _rate(layout.offload_parameters, assumed)
+
+
+def _update_seconds(shape: ModelShape, layout: Layout, assumed: Assumptions) -> float:
+    """Return the seconds of a step in which gradients go to the host, are applied there, and weights come back. Nothing hides this."""
     if layout.offload_optimizer == "device":
         return 0.0
     share = shape.num_parameters / layout.num_ranks
-    copied = (4 + layout.weight_bytes) * share / (assumed.to_host * 1e9)
-    # Adam reads and writes 12 bytes and reads 4; the GPU's share of the host's memory is taken to be as fast as its way there.
-    return copied + 28 * share / (assumed.to_host * 1e9)
+    copied = (4 + layout.weight_bytes) * share / _rate("cpu", assumed)
+    # Adam reads the gradient, and reads and writes 12 bytes; the host's memory is taken to be as fast as the way there.
+    return copied + 28 * share / _rate(layout.offload_optimizer, assumed)

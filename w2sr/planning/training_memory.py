@@ -12,6 +12,7 @@ from w2sr.planning.shapes import ModelShape
 from w2sr.planning.states import model_states
 
 GIB = 1 << 30
+FEW_CHUNKS = 3  # of logits that are run
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,14 @@ def _base(shape: ModelShape, layout: Layout) -> int:
 
 def head_memory(shape: ModelShape, num_tokens: int, layout: Layout) -> int:
     """Return the most bytes alive from the last hidden states to their gradient, all tokens supervised: training/fused.py, run on meta."""
-    return _head(shape, num_tokens, layout.dtype, layout.whole_logits)
+    from w2sr.training.fused import CHUNK_ELEMENTS
+
+    few = FEW_CHUNKS * max(1, CHUNK_ELEMENTS // shape.vocab_size)
+    if num_tokens <= 2 * few or layout.whole_logits:
+        return _head(shape, num_tokens, layout.dtype, layout.whole_logits)
+    # Chunk after chunk is alike: what a token adds is seen between few and twice as many.
+    one, two = (_head(shape, tokens, layout.dtype, layout.whole_logits) for tokens in (few, 2 * few))
+    return two + (num_tokens - 2 * few) * (two - one) // few
 
 
 @lru_cache(maxsize=256)

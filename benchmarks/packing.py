@@ -4,9 +4,9 @@
     .venv/bin/python benchmarks/packing.py tokenise TRACES.json 10000 100000 [--workers 1]
 
 TRACES.json: a list of {content, output}, such as gsm8k_gemma_2b_weak.json of GAIR-NLP/weak-to-strong-reasoning. The tokenizer is that of
-SmolLM2-135M (`python -m tests.smollm2` fetches it). `fill` draws lengths from those of the traces, with replacement, and packs all of them at
-once; if --trl names an interpreter that has it, so does TRL ("bfd", the default of its SFTTrainer), all at once and in its batches of 1,000.
-`tokenise` measures each number of traces in a process of its own.
+SmolLM2-135M (`python -m tests.smollm2` fetches it). `fill` draws lengths from those of the traces, with replacement, and packs all of
+them at once; if --trl names an interpreter that has it, so does TRL ("bfd", the default of its SFTTrainer), in its batches of 1,000 and
+all at once. `tokenise` measures each number of traces in a process of its own.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def fill(arguments: argparse.Namespace) -> None:
         print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
         if arguments.trl is not None:
             np.save(Path(folder) / "lengths.npy", drawn)
-            command = [arguments.trl, "-c", IN_TRL, str(Path(folder) / "lengths.npy"), *map(str, CAPACITIES[:3])]
+            command = [arguments.trl, "-c", IN_TRL, str(Path(folder) / "lengths.npy"), *map(str, CAPACITIES[:3:2])]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             for line in output.splitlines():
                 name, capacity, number, cpu_s, wall_s = line.split(";")
@@ -136,8 +136,8 @@ def reading(path: Path) -> None:
     course = Course(store.lengths, store.parts, config, seed=0)
     course.step(0)
     print(
-        f"          checked in {checked - began:.2f} s, mapped in {mapped - checked:.2f} s, first step known {time.monotonic() - mapped:.2f} "
-        f"s later; {course.fill():.2%} full",
+        f"          checked in {checked - began:.2f} s, mapped in {mapped - checked:.2f} s, first step known "
+        f"{time.monotonic() - mapped:.2f} s later; {course.fill():.2%} full",
         flush=True,
     )
 

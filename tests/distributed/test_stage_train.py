@@ -73,11 +73,17 @@ def forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     groups = list[list[str]]()
 
     def run_group(
-        function: Callable[[list[str]], None], specs: list[str], group: GroupSpec, on_poll: Callable[[], None], say: Callable[[str], None]
+        function: Callable[[list[str]], None],
+        specs: list[str],
+        group: GroupSpec,
+        on_poll: Callable[[], None],
+        say: Callable[[str], None],
+        is_leaving: Callable[[], bool],
     ) -> None:
         assert function is stage.train_each
         assert group.sizes == (2,)
         assert callable(say)
+        assert not is_leaving()
         parsed = [TrainSpec.from_json(spec, "test") for spec in specs]
         groups.append([spec.name for spec in parsed])
         on_poll()
@@ -193,6 +199,37 @@ def test_more_ranks_than_processors_are_refused_before_anything_is_begun(tmp_pat
     elastic = make_run(tmp_path, num_ranks=4, min_ranks=2, cpus_per_rank=1000)
     with pytest.raises(ClusterError, match=r"train.min_ranks=2 with train.cpus_per_rank=1000 needs 2000 CPUs"):
         stage.run(elastic)
+
+
+def test_a_mixture_is_trained_like_an_arm_and_known_by_its_parts(tmp_path: Path, forked: list[list[str]]) -> None:
+    blend = {"name": "blend", "parts": {"all": 1, "gold": 3}}
+    run = make_run(tmp_path, arms=[], mixtures=[blend])
+    stage.run(run)
+    assert forked == [["blend-seed0"]]
+    manifest = Manifest.load(run.stage("train", "blend-seed0"))
+    assert (manifest.counts["rows"], manifest.counts["kept"], manifest.counts["too_long"]) == (21, 20, 1)
+    assert manifest.config["mixture"] == {"all": 0.25, "gold": 0.75}
+    with pytest.raises(UserError, match=r"Changed: mixture.all: 0.25 -> 0.5"):
+        stage.run(make_run(tmp_path, arms=[], mixtures=[{**blend, "parts": {"all": 1, "gold": 1}}]))
+
+
+def test_rows_are_made_once_for_all_seeds_and_again_when_they_are_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run(tmp_path, rows_cache=str(tmp_path / "cache"))
+    maker = RowsMaker(run, Path(run.config.student.model))
+    path, (facts,) = maker.of_arm("all")
+    assert path.parent == tmp_path / "cache"
+    assert (facts.num_rows, facts.too_long) == (11, ("e11",))
+    written = path.stat().st_mtime_ns
+    assert maker.of_arm("all") == (path, (facts,))
+    other = make_run(tmp_path / "other", rows_cache=str(tmp_path / "cache"))
+    assert RowsMaker(other, Path(other.config.student.model)).of_arm("all")[0] == path
+    assert path.stat().st_mtime_ns == written
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert maker.of_arm("all") == (path, (facts,))
+    assert path.read_bytes() != bytes(content)
+    assert "is damaged; its rows are made again" in caplog.text
 
 
 def test_too_few_rows_stop_the_stage_before_any_rank_starts(tmp_path: Path, forked: list[list[str]]) -> None:

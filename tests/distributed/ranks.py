@@ -186,12 +186,21 @@ def main(path: str) -> None:
         if asked["num_steps"] is not None:
             loop.stop_requests = functools.partial(stopping_after, asked["num_steps"])
         loop.Objective = exploding(Objective) if spec.name.startswith("exploding") else Objective
+        if spec.train.precision == "fp16":
+            allow_fp16_on_cpus()
         engine.deepspeed_config = in_sub_groups if spec.name.endswith("sub-groups") else deepspeed_config
         try:
             loop.train(spec)
         except UserError as error:
             Path(f"{spec.output}.error{os.environ['RANK']}").write_text(str(error))
     leave_group()
+
+
+def allow_fp16_on_cpus() -> None:
+    """PyTorch computes in fp16 on any CPU, if slowly; DeepSpeed asks for fast kernels."""
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    CPU_Accelerator.is_fp16_supported = lambda _: True
 
 
 @contextmanager

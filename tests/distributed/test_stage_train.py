@@ -238,6 +238,23 @@ def test_too_few_rows_stop_the_stage_before_any_rank_starts(tmp_path: Path, fork
     assert forked == []
 
 
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"selection": {"every": 1, "patience": 2}}, r"train.selection.patience and train.selection.export=best choose by the loss on"),
+        ({"warmup_steps": 3}, r"train.warmup_steps=3, but the training has 3 steps"),
+    ],
+)
+def test_a_schedule_and_a_selection_that_cannot_be_stop_the_stage_before_any_rank_starts(
+    tmp_path: Path, forked: list[list[str]], train: dict[str, Any], message: str
+) -> None:
+    run = make_run(tmp_path, **train)
+    write_table(run.stage("prompts") / "selection.parquet", [Prompt("p", "selection", "1+1", "2", None, "test", "{}")], Prompt)
+    with pytest.raises(UserError, match=message):
+        stage.run(run)
+    assert forked == []
+
+
 def test_the_last_whole_row_of_growing_metrics_is_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert stage.last_row(path) == {}

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from w2sr.errors import UserError
+from w2sr.packing.rows import Row
+from w2sr.training.data import ROWS, RowFacts, save_rows
 from w2sr.training.disk import full_disk_explained
 
 
@@ -32,6 +34,14 @@ def test_torch_on_a_full_disk_is_explained(full_disk: Path) -> None:
 
     with pytest.raises(UserError, match="is full; free some space"), full_disk_explained(full_disk):
         torch.save(torch.zeros(100_000), full_disk / "state.pt")
+
+
+def test_rows_on_a_full_disk_are_explained_and_not_there(full_disk: Path) -> None:
+    path, rows = full_disk / f"a{ROWS}", [Row("e", "p", tuple(range(100_000)), 1)]
+    with pytest.raises(UserError, match="is full; free some space"), full_disk_explained(full_disk):
+        save_rows(path, rows)
+    assert RowFacts.load(path) is None
+    assert not path.exists()
 
 
 def test_safetensors_on_a_full_disk_is_explained(full_disk: Path) -> None:

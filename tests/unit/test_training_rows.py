@@ -96,6 +96,8 @@ def test_rows_without_facts_are_not_there(tmp_path: Path) -> None:
     assert RowFacts.load(path) is None
     with pytest.raises(UserError, match=r"there is no complete rows file .*a.rows.arrow; run `w2sr train`"):
         load_rows(path)
+    with pytest.raises(UserError, match=r"there is no complete rows file"):
+        rows_digest(path)
     with pytest.raises(UserError, match=r"there is no rows file .*mixture.json; run `w2sr train`"):
         load_rows(tmp_path / f"none{MIXTURE}")
 

@@ -205,9 +205,8 @@ def write_mixture(path: Path, parts: Sequence[tuple[Path, float]]) -> None:
 
 
 def rows_digest(path: Path) -> str:
-    """Return a digest of the rows in a rows file or mixture, without reading them."""
-    parts = [(RowFacts.load(file), share) for file, share in _parts(path)]
-    return digest_of([[facts.digest if facts is not None else None, share] for facts, share in parts])
+    """Return a digest of the rows in a rows file or mixture, without reading them; raises UserError as `load_rows` does."""
+    return digest_of([[_facts(file).digest, share] for file, share in _parts(path)])
 
 
 def is_sound(path: Path) -> bool:
@@ -243,9 +242,9 @@ class _Opened:
 
 
 def _open(path: Path) -> _Opened:
-    if RowFacts.load(path) is None:
-        raise UserError(f"there is no complete rows file {path}; run `w2sr train` (or `w2sr run`), which makes it")
     import pyarrow as pa
+
+    _facts(path)
 
     whole, batches = _mapped(path)
     blocks = [_block(batch) for batch in batches]
@@ -263,6 +262,13 @@ def _open(path: Path) -> _Opened:
         np.concatenate([none.astype(np.float32), *(block.weights for block in blocks)]),
         pa.chunked_array([batch.column("example_id") for batch in batches], pa.string()),
     )
+
+
+def _facts(path: Path) -> RowFacts:
+    facts = RowFacts.load(path)
+    if facts is None:
+        raise UserError(f"there is no complete rows file {path}; run `w2sr train` (or `w2sr run`), which makes it")
+    return facts
 
 
 def _mapped(path: Path) -> tuple[pa.Buffer, list[pa.RecordBatch]]:

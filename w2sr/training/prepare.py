@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from w2sr.artifacts import digest_of, file_digest
+from w2sr.disk import full_disk_explained
 from w2sr.errors import UserError
 from w2sr.progress import Progress
 from w2sr.records import Example, Prompt
@@ -75,7 +76,8 @@ class RowsMaker:
             if is_sound(path):
                 return path, facts
             _log.warning("the rows file %s is damaged; its rows are made again", path)
-        with Progress(f"train: rows of {what}", total, "examples") as progress:
+        explained = full_disk_explained(self._folder, "the students that are trained")
+        with explained, Progress(f"train: rows of {what}", total, "examples") as progress:
             workers = workers_for(total, self._run.config.train.rows_workers)
             facts = tokenise(path, self._recipe, examples, weigh, workers, progress.advance)
         return path, facts

@@ -1,13 +1,13 @@
 """Kills trainings at random moments, resumes them until they are done, and compares the weights with those of a calm training, bit by bit.
 
-    python -m benchmarks.training_faults FOLDER [--kills 52] [--seed 0]      (FOLDER must not exist; removed at the end)
+    python -m benchmarks.training_faults FOLDER [--kills 72] [--seed 0]      (FOLDER must not exist; removed at the end)
 
-Two ranks, CPU, fp32, a Llama of 20 k parameters, 40 steps, a checkpoint every 2, at ZeRO 2 and 3, checkpoints written in place and beside the
-steps. Each of these four trainings is killed a quarter of the times: each time it is started, a moment is chosen (of those in
+Two ranks, CPU, fp32, a Llama of 20 k parameters, 90 steps, a checkpoint every 2, at ZeRO 2 and 3, checkpoints written in place and beside
+the steps. Each of these four trainings is killed a quarter of the times: each time it is started, a moment is chosen (of those in
 tests/distributed/kills.py, each equally often; first, in random order, those before the last step, then those after it), which time that it
 comes counts, how long after its begin the kill is (half of them at once, half up to 30 ms later), and who gets SIGKILL: rank 0, rank 1 or
-both. The dying rank writes down what is under way then. A conversion for another number of ranks is killed in a start of one rank; the
-training then goes on with two, from the original checkpoint.
+both. A start in which that moment has not come in 7 steps is killed then. The dying rank writes down what is under way. A conversion for
+another number of ranks is killed in a start of one rank; the training then goes on with two, from the original checkpoint.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.distributed.kills import MOMENTS, Kill
 from tests.distributed.ranks import make_spec, started, steps_logged, train_on_ranks, write_spec
 from w2sr.training.spec import TrainSpec
 
-STEPS = 40
+STEPS = 90
 CONVERTING = "converting for another number of ranks"
 LATE = [moment for moment in MOMENTS if moment.startswith("exporting") or moment in ("writing the result", "removing the last checkpoint")]
 
@@ -33,7 +33,8 @@ def plan(rng: random.Random, num_kills: int) -> list[Kill]:
     """Return kills in an order in which a training can meet them: those at its end come last."""
     early = [moment for moment in MOMENTS if moment not in LATE]
     rng.shuffle(early)
-    early.sort(key=lambda moment: moment == CONVERTING)  # needs a checkpoint
+    early.remove(CONVERTING)
+    early.insert(4, CONVERTING)  # it needs a checkpoint
     num_late = min(len(LATE), round(num_kills * len(LATE) / len(MOMENTS)))
     moments = [early[n % len(early)] for n in range(num_kills - num_late)] + sorted(rng.sample(LATE, num_late), key=LATE.index)
     return [_kill(rng, moment, often=moment in early and not moment.startswith(("start", "conv"))) for moment in moments]
@@ -41,7 +42,8 @@ def plan(rng: random.Random, num_kills: int) -> list[Kill]:
 
 def _kill(rng: random.Random, moment: str, often: bool) -> Kill:
     who = None if moment == CONVERTING else rng.choice([0, 1, None])
-    return Kill(moment, rng.choice([1, 2, 3]) if often else 1, rng.choice([0.0, rng.uniform(0, 0.03)]), who)
+    at_latest = None if moment in LATE else 7
+    return Kill(moment, rng.choice([1, 2, 3]) if often else 1, rng.choice([0.0, rng.uniform(0, 0.03)]), who, at_latest)
 
 
 def strike(spec: TrainSpec, kill: Kill) -> tuple[str, int] | None:
@@ -79,7 +81,7 @@ def outcome(folder: Path, name: str, calm: TrainSpec, spec: TrainSpec) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--kills", type=int, default=52)
+    parser.add_argument("--kills", type=int, default=72)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng, folder = random.Random(arguments.seed), arguments.folder
@@ -109,10 +111,9 @@ def main() -> None:
     print("\n| under way when the kill came | in place | beside the steps |\n|---|---:|---:|")
     for moment in [*MOMENTS, "between two moments"]:
         print(f"| {moment} | {met[moment, False] or ''} | {met[moment, True] or ''} |")
-    print(
-        f"\n{met.total()} kills ({', '.join(f'{n} of {name}' for name, n in sorted(who.items()))}); {missed} starts in which the moment did not"
-    )
-    print(f"come. Trainings with other weights than the calm one's, of {len(kinds)}: {len(wrong)} {'; '.join(wrong)}")
+    struck = ", ".join(f"{number} of {name}" for name, number in sorted(who.items()))
+    print(f"\n{met.total()} kills ({struck}); {missed} starts without the moment.")
+    print(f"Trainings with other weights than the calm one's, of {len(kinds)}: {len(wrong)} {'; '.join(wrong)}")
     shutil.rmtree(folder)
 
 

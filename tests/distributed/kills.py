@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from w2sr.progress import MetricsLog
-from w2sr.training import checkpoint, export, loop, universal
+from w2sr.training import checkpoint, export, loop, universal, watchdog
 from w2sr.training.__main__ import main
 from w2sr.training.dist import leave_group
 from w2sr.training.engine import Engine
@@ -56,12 +57,16 @@ MOMENTS: dict[str, tuple[Any, str]] = {
 
 @dataclass(frozen=True)
 class Kill:
-    """Kill at the `nth` time that `moment` begins on any rank, `delay_s` later; `rank` None: all ranks."""
+    """Kill at the `nth` time that `moment` begins on any rank, `delay_s` later; `rank` None: all ranks.
+
+    `num_steps`: kill in so many steps if the moment has not come until then; None: do not.
+    """
 
     moment: str
     nth: int
     delay_s: float
     rank: int | None
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def obey(kill: Kill, notes: Path) -> None:
     """Instrument this rank. All ranks of a start share the folder `notes`, which is empty before."""
     (notes / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
     under_way = list[str]()
-    lock, seen = threading.Lock(), 0
+    lock, seen, struck = threading.Lock(), Counter[str](), False
 
     def strike() -> None:
         time.sleep(kill.delay_s)
@@ -92,11 +97,12 @@ def obey(kill: Kill, notes: Path) -> None:
     def watched(moment: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal seen
+            nonlocal struck
             with lock:
                 under_way.append(moment)
-                seen += moment == kill.moment
-                due = moment == kill.moment and seen == kill.nth
+                seen[moment] += 1
+                due = not struck and (seen[kill.moment] == kill.nth or seen["updating weights"] == kill.num_steps)
+                struck = struck or due
             if due:
                 threading.Thread(target=strike, daemon=True).start()
             try:
@@ -119,16 +125,18 @@ def steps_done(output: Path) -> int:
     return int(json.loads(rows[-1])["step"]) if rows and rows[-1].endswith("}") else 0
 
 
-def stand_still_once(step: int, output: Path) -> None:
-    """Let rank 1 wait in its data in optimizer step `step` (from 0), until the watchdogs have said so."""
-    micro_batches = Feed.micro_batches
+def stand_still(late_step: int, stopped_step: int, output: Path) -> None:
+    """Let rank 1 wait in its data in optimizer step `late_step` (from 0) until the watchdogs have said so; stop its process in another."""
+    watchdog.ASKED_S, watchdog.GATHER_S = 0.5, 3.0
+    micro_batches, said = Feed.micro_batches, output / "stalls" / "said.txt"
 
     def late(self: Feed, asked: Any) -> Iterator[Any]:
-        held = output / "held"
-        if os.environ["RANK"] == "1" and not held.exists() and list(asked.rows) == list(self.step(step).rows):
-            held.touch()
-            while not (output / "stalls" / "said.txt").exists():
+        if os.environ["RANK"] == "1" and list(asked.rows) == list(self.step(late_step).rows):
+            while not said.exists() or f"step {late_step + 1} takes" not in said.read_text():
                 time.sleep(0.05)
+        if os.environ["RANK"] == "1" and list(asked.rows) == list(self.step(stopped_step).rows):
+            (output / "stopped").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
         return micro_batches(self, asked)
 
     Feed.micro_batches = late  # type: ignore[method-assign]
@@ -138,7 +146,7 @@ if __name__ == "__main__":
     spec = TrainSpec.from_json(Path(sys.argv[1]).read_text(), sys.argv[1])
     order = json.loads(Path(sys.argv[1]).with_suffix(".order").read_text())
     if order == "stand still":
-        stand_still_once(3, Path(spec.output))
+        stand_still(3, 5, Path(spec.output))
     else:
         obey(Kill(**order), Path(spec.output) / "notes")
     try:

@@ -71,7 +71,9 @@ def train_each(specs: Sequence[str]) -> None:
 
 
 def remove_checkpoints(spec: TrainSpec) -> None:
-    """Remove what a finished training does not need any more."""
+    """Remove what a finished training does not need any more, and what a kill left of its result."""
+    for aside in Path(spec.output).glob(f".{RESULT}.*"):
+        aside.unlink(missing_ok=True)
     if not spec.train.keep_checkpoints:
         for name in (CHECKPOINTS, BEST):
             shutil.rmtree(Path(spec.output) / name, ignore_errors=True)

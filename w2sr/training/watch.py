@@ -73,6 +73,7 @@ class Watch:
             yield
         self._watchdog.end()
         self._step_s = time.monotonic() - began
+        self._profiler.write_after(number)
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

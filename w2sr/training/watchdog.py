@@ -1,8 +1,9 @@
 """Says, before any collective times out, which rank the others wait for.
 
 Every rank has a thread that looks at how long its step takes. Past the limit it writes where the training stands, and the stacks of all its
-threads, to the student's folder. The lowest rank that wrote puts the places together in one line. Nothing is ended: the training goes on
-when the late rank comes, and the collectives' own timeout is still there when it does not.
+threads, to the student's folder; the other ranks' threads see that and write theirs, wherever they are. The lowest rank that wrote puts the
+places together in one line. Nothing is ended: the training goes on when the late rank comes, and the collectives' own timeout is still
+there when it does not.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from w2sr.training.dist import TIMEOUT_S
 STALLS = "stalls"
 SAID = "said.txt"
 FACTOR, LEAST_S, MOST_S = 10.0, 60.0, TIMEOUT_S / 2
-LOOK_S, GATHER_S = 0.5, 2.0
+LOOK_S, ASKED_S = 0.5, 5.0  # how often a rank looks at its clock, and whether another one asks
+GATHER_S = 30.0  # some file systems show a new file that late
 # As calls are described: of torch.distributed, which DeepSpeed's go through, of our own, and of asynchronous ones.
 _COLLECTIVES = re.compile(r"\((distributed_c10d|c10d_logger|w2sr/training/dist)\.py:|^wait \(")
 
@@ -44,7 +46,8 @@ class Watchdog:
         self._watched = threading.get_ident()
         self._durations: deque[float] = deque(maxlen=20)
         self._lock = threading.Lock()
-        self._step, self._since, self._dumped = 0, time.monotonic(), False
+        self._step, self._since = 0, time.monotonic()
+        self._dumped = self._told = False  # in what is under way
         self._over = threading.Event()
         if rank == 0:
             shutil.rmtree(self._folder, ignore_errors=True)  # of an earlier attempt
@@ -59,12 +62,12 @@ class Watchdog:
     def end(self) -> None:
         """Say that the step is done. What comes between two steps has the longest limit."""
         with self._lock:
-            seconds, stood_still = time.monotonic() - self._since, self._dumped
+            seconds, stood_still, told = time.monotonic() - self._since, self._dumped, self._told
             step, self._step = self._step, 0
-            self._since, self._dumped = time.monotonic(), False
+            self._since, self._dumped, self._told = time.monotonic(), False, False
         if not stood_still:
             self._durations.append(seconds)
-        elif self._rank == 0:
+        if told:
             self._say(f"step {step} went on after {seconds:.0f} s")
 
     @property
@@ -82,39 +85,53 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
+        answered, look_again = set[str](), 0.0
         while not self._over.wait(LOOK_S):
             with self._lock:
-                step, late_s = self._step, time.monotonic() - self._since
+                what, late_s = _what(self._step), time.monotonic() - self._since
                 due = not self._dumped and late_s > self.limit_s
                 self._dumped = self._dumped or due
-            if due:
-                with contextlib.suppress(OSError):  # a full disk must not end a training that only stands still
-                    self._dump(step)
-                    if not self._over.wait(GATHER_S):
-                        self._tell(step, late_s + GATHER_S)
+            with contextlib.suppress(OSError):  # a full disk must not end a training that only stands still
+                if due and what not in answered:
+                    answered.add(what)
+                    self._dump(what, asks=True)
+                    self._tell(what, late_s)
+                elif time.monotonic() > look_again:
+                    look_again = time.monotonic() + ASKED_S
+                    for other in self._asked() - answered:
+                        answered.add(other)
+                        self._dump(other, asks=False)
 
-    def _file(self, step: int, rank: int, kind: str) -> Path:
-        return self._folder / f"{_what(step).replace(' ', '-')}.rank-{rank}.{kind}"
+    def _asked(self) -> set[str]:
+        """Return what other ranks find too long."""
+        return {path.name.split(".rank-")[0].replace("-", " ") for path in self._folder.glob("*.json")}
 
-    def _dump(self, step: int) -> None:
+    def _file(self, what: str, rank: int, kind: str) -> Path:
+        return self._folder / f"{what.replace(' ', '-')}.rank-{rank}.{kind}"
+
+    def _dump(self, what: str, asks: bool) -> None:
+        """Write where this rank is, because it or another one `asks` why `what` takes so long."""
         stack, at = place_of(self._watched)
         self._folder.mkdir(parents=True, exist_ok=True)
-        with open(self._file(step, self._rank, "txt"), "w", encoding="utf-8") as file:
-            file.write(f"rank {self._rank} on {socket.gethostname()}, process {os.getpid()}, in {_what(step)}\n\n")
+        with open(self._file(what, self._rank, "txt"), "w", encoding="utf-8") as file:
+            file.write(f"rank {self._rank} on {socket.gethostname()}, process {os.getpid()}, in {_what(self._step)}\n\n")
             file.flush()
             faulthandler.dump_traceback(file)
         waits = any(_COLLECTIVES.search(call) for call in stack)
-        write_text(self._file(step, self._rank, "json"), json.dumps({"at": at, "waits": waits, "stack": stack}))
+        write_text(self._file(what, self._rank, "json"), json.dumps({"at": at, "waits": waits, "asks": asks, "stack": stack}))
 
-    def _tell(self, step: int, late_s: float) -> None:
-        """Put the ranks' places together, if this is the lowest rank that wrote."""
-        places = {rank: self._read(self._file(step, rank, "json")) for rank in range(self._world_size)}
-        found = {rank: place for rank, place in places.items() if place is not None}
-        if min(found) == self._rank:
-            self._say(f"{_what(step)} takes {late_s:.0f} s so far: {digest(found, self._world_size)}. Stacks: {self._folder}")
-
-    def _read(self, path: Path) -> dict[str, Any] | None:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    def _tell(self, what: str, late_s: float) -> None:
+        """Put the ranks' places together when they are there, if this is the lowest rank that wrote because it was late itself."""
+        began, found = time.monotonic(), dict[int, dict[str, Any]]()
+        while len(found) < self._world_size and time.monotonic() - began < GATHER_S and not self._over.wait(LOOK_S):
+            paths = {rank: self._file(what, rank, "json") for rank in range(self._world_size) if rank not in found}
+            found |= {rank: json.loads(path.read_text(encoding="utf-8")) for rank, path in paths.items() if path.is_file()}
+        if self._rank != min((rank for rank, place in found.items() if place["asks"]), default=None):
+            return
+        with self._lock:
+            self._told = still = self._dumped
+        took = f"takes {late_s + time.monotonic() - began:.0f} s so far" if still else f"took more than {late_s:.0f} s"
+        self._say(f"{what} {took}: {digest(found, self._world_size)}. Stacks: {self._folder}")
 
     def _say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -131,8 +148,9 @@ def digest(places: dict[int, dict[str, Any]], world_size: int) -> str:
         for rank, place in sorted(places.items()):
             if place["waits"] is waits:
                 by_place.setdefault(place["at"], []).append(rank)
-        verb = "wait in" if waits else "at work in"
-        parts += [f"{_ranks(ranks)} {verb} {at}" for at, ranks in by_place.items()]
+        for at, ranks in by_place.items():
+            verb = "at work" if not waits else "wait" if len(ranks) > 1 else "waits"
+            parts.append(f"{_ranks(ranks)} {verb} in {at}")
     if len(places) == world_size and all(place["waits"] for place in places.values()):
         parts.append("nobody is late: look at the network between the nodes")
     return "; ".join(parts)

@@ -124,14 +124,15 @@ def test_selection_traces_the_student_cannot_read_are_left_out_and_said(tmp_path
 
 
 def test_every_student_is_trained_committed_and_skipped_the_next_time(
-    tmp_path: Path, forked: list[list[str]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, forked: list[list[str]], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = make_run(tmp_path)
+    run = make_run(tmp_path, optimizer={"sane_update_ratio": [1e-9, 1e-8]})
     stage.run(run)
     assert forked == [["all-seed0", "gold-seed0"]]
+    assert caplog.text.count("train all-seed0: step 1: model.") == 1  # what a rank says of the learning rate
     manifest = Manifest.load(run.stage("train", "all-seed0"))
     assert manifest.counts["rows"] == manifest.counts["kept"] + manifest.counts["too_long"] + manifest.counts["unwritable"] == 12
-    assert (manifest.counts["too_long"], manifest.counts["steps"]) == (1, 3)
+    assert (manifest.counts["too_long"], manifest.counts["steps"], manifest.counts["exported_step"]) == (1, 3, 3)
     assert {"model/model.safetensors", "model/chat_template.jinja", "dropped.json"} <= set(manifest.files)
     assert set(manifest.usage) == {"tokens", "device_seconds"}
     folder = run.stage("train", "all-seed0")

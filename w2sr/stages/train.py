@@ -16,6 +16,7 @@ from types import TracebackType
 from cluster.session import require
 from cluster.train_group import GroupSpec, run_group
 from w2sr.artifacts import STARTED, StageDir, model_digest
+from w2sr.planning.actual import record
 from w2sr.progress import Progress
 from w2sr.run import Run
 from w2sr.tables import write_text
@@ -31,6 +32,7 @@ from w2sr.training.schedule import check_schedule
 from w2sr.training.selection import check_rows
 from w2sr.training.signals import STOP_FILE
 from w2sr.training.spec import TrainResult, TrainSpec
+from w2sr.training.update_ratios import WARNED
 from w2sr.training.watch import METRICS
 from w2sr.training.watchdog import SAID, STALLS
 
@@ -54,6 +56,7 @@ class _Student:
         for reason in ("too_long", "unwritable"):
             of_reason[reason] = [name for facts in self.facts for name in getattr(facts, reason)]
         write_text(dropped, json.dumps(of_reason, indent=1) + "\n")
+        record(self.spec, result)
         num_kept = sum(facts.num_rows for facts in self.facts)
         num_dropped = {reason: len(names) for reason, names in of_reason.items()}
         self.stage.finish(
@@ -64,6 +67,7 @@ class _Student:
                 "steps": result.steps,
                 "exported_step": result.exported_step,
                 "supervised_tokens": result.supervised_tokens,
+                "parameters": num_parameters(folder / "model"),
             },
             [dropped, *(path for path in (folder / "model").rglob("*") if path.is_file())],
             {"tokens": result.tokens, "device_seconds": result.rank_seconds},
@@ -136,7 +140,8 @@ class _Board:
         self._drain = drain
         self._current: _Student | None = None
         self._bar: Progress | None = None
-        self._step = self._num_said = 0
+        self._step = 0
+        self._num_said: dict[str, int] = {}
 
     def __enter__(self) -> _Board:
         return self
@@ -177,7 +182,7 @@ class _Board:
             self._current = self._bar = None
 
     def _begin(self, student: _Student) -> None:
-        self._current, self._step, self._num_said = student, 0, 0
+        self._current, self._step, self._num_said = student, 0, {}
         student.stage.begin()
         (student.stage.folder / STOP_FILE).unlink(missing_ok=True)  # of an attempt that was killed while it stopped
         self._bar = Progress(f"train {student.spec.name}", student.num_steps, "steps")
@@ -185,7 +190,7 @@ class _Board:
     def _show(self, step: int | None) -> None:
         assert self._current is not None
         assert self._bar is not None
-        self._show_stalls()
+        self._show_said()
         row = last_row(self._current.stage.folder / METRICS)
         step = step if step is not None else int(row.get("step", 0))
         if checkpoint.is_converting(self._current.stage.folder / "checkpoints"):
@@ -196,14 +201,15 @@ class _Board:
             self._bar.advance(step - self._step, **values)
             self._step = step
 
-    def _show_stalls(self) -> None:
-        """Log what the ranks' watchdogs have said since the last look."""
+    def _show_said(self) -> None:
+        """Log what the ranks have said since the last look: their watchdogs, and of a learning rate that is not sane."""
         assert self._current is not None
-        path = self._current.stage.folder / STALLS / SAID
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for line in lines[self._num_said :]:
-            _log.warning("train %s: %s", self._current.spec.name, line)
-        self._num_said = len(lines)
+        for name in (f"{STALLS}/{SAID}", WARNED):
+            path = self._current.stage.folder / name
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            for line in lines[self._num_said.get(name, 0) :]:
+                _log.warning("train %s: %s", self._current.spec.name, line)
+            self._num_said[name] = len(lines)
 
 
 def last_row(path: Path) -> dict[str, float]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from w2sr.tables import write_text
 from w2sr.training.dist import Group
 from w2sr.training.engine import Engine
 from w2sr.training.engine_shards import Shard
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 FILE = "update_ratios.jsonl"
+WARNED = "update_ratio.txt"
 SAMPLE = 1 << 16  # elements of a shard: a norm is then off by about half a percent
 NUM_FIRST = 10  # steps that are always measured: what a wrong learning rate breaks it breaks at once
 _NUMBERED = re.compile(r".*?\.\d+(?=\.)")
@@ -40,9 +42,11 @@ class UpdateRatios:
         self._path = Path(spec.output) / FILE
         self._layers = sorted({layer_of(name) for name, value in engine.module.named_parameters() if value.requires_grad})
         self._before: list[torch.Tensor] | None = None
-        self._warned = False
         if group.rank == 0:
             forget_steps_from(self._path, first_step - 1)
+            if first_step == 1:
+                self._path.with_name(WARNED).unlink(missing_ok=True)
+        self._warned = self._path.with_name(WARNED).is_file()
 
     def before(self, step: int) -> None:
         """Look at the weights before optimizer step `step` (from 1) if it is to be measured."""
@@ -86,7 +90,9 @@ class UpdateRatios:
         found = warning({layer: ratio * peak / learning_rate for layer, ratio in ratios.items()}, low, high, self._rate_of)
         if found is not None and not self._warned:
             self._warned = True
-            _log.warning("%s, step %d: %s", self._name, step, found)
+            line = f"step {step}: {found}"
+            _log.warning("%s, %s", self._name, line)  # for who looks at the rank itself; the driver reads the file
+            write_text(self._path.with_name(WARNED), line + "\n")
 
     def _rate_of(self, layer: str) -> tuple[str, float]:
         """Return the key of the learning rate that moves a layer most, and its value."""

@@ -50,10 +50,9 @@ STUDENTS: dict[str, dict[str, Any]] = {
 
 def table() -> str:
     """Return the table, as Markdown."""
-    lines = [
-        "| student | GPUs | ZeRO | offload | recompute | micro-batch | GiB of 79 | host GiB a GPU | tokens/s a GPU | MFU | days for 10 B tokens |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ["student", "GPUs", "ZeRO", "offload", "recompute", "micro-batch", "GiB of 79", "host GiB a GPU", "tokens/s a GPU", "MFU"]
+    heads.append("days for 10 B tokens")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, values in STUDENTS.items():
         shape = shape_from(name, values)
         for ranks in RANKS:

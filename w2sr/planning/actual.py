@@ -16,6 +16,7 @@ from w2sr.planning.speed import training_speed
 from w2sr.planning.training_memory import training_memory
 from w2sr.run import Run
 from w2sr.tables import write_text
+from w2sr.training.data import load_rows
 from w2sr.training.spec import TrainResult, TrainSpec
 from w2sr.training.watch import METRICS
 
@@ -23,20 +24,24 @@ FILE = "plan.json"
 MEMORY = "peak_memory_gb"  # in metrics.jsonl: the largest of all ranks, allocated on a GPU, resident on a CPU
 
 
-def record(spec: TrainSpec, result: TrainResult, longest: int) -> None:
-    """Write plan.json into the student's folder; `longest`: tokens of its longest row. A model plan does not know is recorded as such."""
+def record(spec: TrainSpec, result: TrainResult) -> None:
+    """Write plan.json into the student's folder. Of a model that plan does not know it says so."""
     folder = Path(spec.output)
+    predicted: dict[str, Any] | None = None
+    note = ""
     try:
-        predicted: dict[str, Any] | None = predict(spec, result, longest)
-        note = ""
+        predicted = predict(spec, result, int(load_rows(Path(spec.rows)).lengths.max()))
     except UserError as error:
-        predicted, note = None, str(error)
+        note = str(error)
     values = {"predicted": predicted, "actual": _actual(folder, result), "note": note}
     write_text(folder / FILE, json.dumps(values, indent=1) + "\n")
 
 
 def predict(spec: TrainSpec, result: TrainResult, longest: int) -> dict[str, Any]:
-    """Return memory of a rank and disk in bytes, and seconds: from the configuration, the model's shape and the number of tokens."""
+    """Return memory of a rank and disk in bytes, and seconds: from the configuration, the model's shape and the number of tokens.
+
+    `longest`: tokens of the longest row. On a CPU memory counts the libraries, as resident memory does.
+    """
     train, assumed = spec.train, Assumptions()
     shape = shape_of(spec.model, Path(spec.model))
     ranks = result.sizes[-1][1]
@@ -45,11 +50,11 @@ def predict(spec: TrainSpec, result: TrainResult, longest: int) -> dict[str, Any
         layout = dataclasses.replace(layout, length=min(longest, train.max_length))
     machine = assumed.machine(layout)
     memory = training_memory(shape, layout, machine)
-    own = 0 if train.use_gpu else round(machine.context_gib * GIB)  # resident memory holds the libraries; what torch allocates does not
+    libraries = 0 if train.use_gpu else round(machine.context_gib * GIB)
     speed = training_speed(shape, layout, assumed, result.tokens / result.steps, train.cpus_per_rank)
     checkpoints = checkpoint_bytes(shape, layout) if train.keep_checkpoints else 0
     return {
-        "memory_bytes": memory.allocated + own,
+        "memory_bytes": memory.allocated + libraries,
         "seconds": result.tokens / (speed.tokens_per_s * ranks),
         "disk_bytes": layout.weight_bytes * shape.num_parameters + checkpoints,
         "parts": memory.parts,

@@ -30,7 +30,8 @@ class Assumptions:
     """What is not known before a run. Rates are those of one device; tokens are means over rows.
 
     `tflops`: dense bf16 peak. `efficiency`: share of it while it computes. `within`, `across`: GB/s of a GPU to others of its node and of
-    other nodes; `overlap`: share of that traffic that hides behind arithmetic; `to_host`, `to_nvme`: GB/s of a GPU to its share of host memory and of the node's disks.
+    other nodes; `overlap`: share of that traffic that hides behind arithmetic. `to_host`, `to_nvme`: GB/s of a GPU to its share of the
+    host's memory and of the node's disks.
     """
 
     gpu_gib: float = 79.0

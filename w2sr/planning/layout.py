@@ -100,5 +100,7 @@ def layout_of(train: TrainConfig, shape: ModelShape, num_ranks: int | None = Non
         keeps_base=train.loss.kl_to_base > 0,
         averages=1 if train.optimizer.average is not None else 0,
         split_groups=train.optimizer.weight_decay > 0 and not train.optimizer.decay_vectors,
+        lora_rank=train.lora.rank if train.lora is not None else None,
+        lora_targets=tuple(train.lora.targets) if train.lora is not None and train.lora.targets is not None else None,
         on_gpu=train.use_gpu,
     )

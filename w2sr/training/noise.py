@@ -41,6 +41,7 @@ class Noise:
         """Let the next forward pass, of micro-batch `number` of `step`, have noise."""
         self._next = (step, number, torch.from_numpy(row_lengths(batch)))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _add(self, _: Any, __: Any, embedded: Tensor) -> Tensor:
         if self._next is None:
             return embedded

@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("steps", nargs="?", type=int, default=48)
     parser.add_argument("--share", type=float, default=0.5, help="of the random teacher's traces that are wrong")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--only", default="", help="losses whose name contains this, and the NLL")
     asked = parser.parse_args()
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -189,33 +190,33 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     folder = resolve_model("lab:student")
-    tokenizer, group, began = AutoTokenizer.from_pretrained(folder), Alone(0, 1, torch.device("cpu")), time.monotonic()
+    tokenizer, group, began = AutoTokenizer.from_pretrained(folder), Alone(0, 1, torch.device("cpu")), time.process_time()
     rng = random.Random("noisy teacher, test")
     test = [task.sample_expression(rng, *TERMS) for _ in range(NUM_TEST)]
     base = right(AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer, test, 0)
     print(f"untuned student: {interval(base[None], lambda value: f'{100 * value:.1f}')}")
-    for kind in KINDS:
+    for kind in asked.kinds:
         share = asked.share if kind == "random" else 0.0
-        found: dict[str, np.ndarray[Any, Any]] = {}
-        wrong = []
+        made = [examples_of(kind, share, seed, set(test)) for seed in range(asked.seeds)]
+        wrong = np.mean([example.verdict == "incorrect" for examples in made for example in examples])
+        print(f"\n{kind}: {100 * wrong:.0f} % of the traces are wrong\n")
+        print("| loss | accuracy, % | of each seed | less NLL, points |\n|---|---:|---|---:|")
+        nll = None
         for name, loss, average in LOSSES:
             if name != "NLL" and asked.only not in name:
                 continue
             answers = []
-            for seed in range(asked.seeds):
-                examples = examples_of(kind, share, seed, set(test))
-                wrong.append(sum(example.verdict == "incorrect" for example in examples) / len(examples))
+            for seed, examples in enumerate(made):
                 with tempfile.TemporaryDirectory() as scratch:
                     spec = spec_of(Path(scratch), folder, seed, asked, loss, average)
                     write_examples(Path(spec.rows), tokenizer, folder, examples, spec.train)
                     answers.append(right(trained(AutoModelForCausalLM.from_pretrained(folder), spec, group), tokenizer, test, seed))
-            found[name] = np.stack(answers)
-        print(f"\n{kind}: {100 * np.mean(wrong):.0f} % of the traces are wrong ({time.monotonic() - began:.0f} s so far)\n")
-        print("| loss | accuracy, % | of each seed | less NLL, points |\n|---|---:|---|---:|")
-        for name, answers_of in found.items():
-            of_seeds = ", ".join(f"{100 * value:.0f}" for value in answers_of.mean(1))
-            less = interval(answers_of - found["NLL"], lambda value: f"{100 * value:+.1f}") if name != "NLL" else ""
-            print(f"| {name} | {interval(answers_of, lambda value: f'{100 * value:.1f}')} | {of_seeds} | {less} |", flush=True)
+            found = np.stack(answers)
+            nll = found if nll is None else nll
+            of_seeds = ", ".join(f"{100 * value:.0f}" for value in found.mean(1))
+            less = interval(found - nll, lambda value: f"{100 * value:+.1f}") if name != "NLL" else ""
+            print(f"| {name} | {interval(found, lambda value: f'{100 * value:.1f}')} | {of_seeds} | {less} |", flush=True)
+    print(f"\n{time.process_time() - began:.0f} s of one processor")
 
 
 def spec_of(scratch: Path, folder: str, seed: int, asked: Any, loss: dict[str, Any], average: dict[str, Any] | None) -> TrainSpec:

@@ -47,7 +47,7 @@ class Noise:
             return embedded
         (step, number, lengths), self._next = self._next, None
         seed = np.random.SeedSequence([self._seed, step, self._rank, number]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(seed >> 1))
-        drawn = torch.rand(embedded.shape, generator=generator).mul_(2).sub_(1)
-        noise = drawn.mul_((self._alpha / (lengths * embedded.shape[-1]).sqrt())[..., None])
-        return embedded + noise.to(embedded.device, embedded.dtype)
+        generator = torch.Generator(embedded.device).manual_seed(int(seed >> 1))
+        drawn = torch.rand(embedded.shape, generator=generator, device=embedded.device).mul_(2).sub_(1)
+        size = self._alpha / (lengths.to(embedded.device) * embedded.shape[-1]).sqrt()
+        return embedded + drawn.mul_(size[..., None]).to(embedded.dtype)

@@ -104,10 +104,12 @@ def reproduces(head: Head, run: Callable[..., Any], input_ids: Tensor) -> bool:
         hidden = run(input_ids=input_ids, supervised=HiddenStates())
         if head.model.get_output_embeddings() is not head.module:  # an adapter took its place
             return False
-        if seen is None or not torch.equal(seen, hidden) or after.shape[-1] != _GRID:
+        if seen is None or after.shape[-1] != _GRID:
             return False
+        tolerance = 1e-5 if hidden.dtype == torch.float32 else 2e-2
+        sees_hidden = (seen - hidden).abs().max() <= tolerance * hidden.abs().max()
         expected = head.shape(_grid(hidden).float()).expand_as(after)
-        return torch.allclose(after, expected, rtol=1e-5 if hidden.dtype == torch.float32 else 2e-2, atol=1e-5)
+        return bool(sees_hidden) and torch.allclose(after, expected, rtol=tolerance, atol=1e-5)
 
 
 def _grid(like: Tensor) -> Tensor:

@@ -154,6 +154,21 @@ def test_adapters_for_unknown_layers_and_without_peft_are_refused(folder: Path, 
         add_adapters(model, LoraConfig())
 
 
+def test_a_disk_that_is_not_there_and_a_machine_without_libaio_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from w2sr.training.engine import check_nvme, import_deepspeed
+
+    import_deepspeed(on_gpu=False)
+    from deepspeed.ops.op_builder.cpu import AsyncIOBuilder
+
+    with pytest.raises(UserError, match=r"nvme_path=.*missing is not there on this node; make the folder"):
+        check_nvme(tmp_path / "missing")
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda *_: False)
+    with pytest.raises(UserError, match="offload to nvme needs libaio and its headers"):
+        check_nvme(tmp_path)
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda *_: True)
+    check_nvme(tmp_path)
+
+
 def test_activations_wait_in_host_memory_and_weights_do_not() -> None:
     import torch
 

@@ -55,6 +55,8 @@ class Engine:
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         if train.precision == "fp16" and not deepspeed.accelerator.get_accelerator().is_fp16_supported():
             raise UserError("train.precision=fp16: this device has no kernels for it; use bf16, or fp32")
+        if train.memory.nvme_path is not None and train.memory.uses_nvme:
+            check_nvme(Path(train.memory.nvme_path))
         model = load_model(model_folder, train.precision, config, half_on_gpu=on_gpu and train.precision != "fp32")
         if train.lora is not None:
             add_adapters(model, train.lora)
@@ -212,6 +214,19 @@ def convert_to_universal(source: Path, target: Path, num_processes: int) -> None
             inject_missing_state=False,
         )
     )
+
+
+def check_nvme(folder: Path) -> None:
+    """Raise UserError unless states can be offloaded to the disk of `folder` on this machine."""
+    from deepspeed.accelerator import get_accelerator
+
+    if not folder.is_dir():
+        raise UserError(f"train.memory.nvme_path={folder} is not there on this node; make the folder, on a local disk, on every node")
+    if not get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible():
+        raise UserError(
+            "offload to nvme needs libaio and its headers, which this node lacks: install libaio-dev (Debian) or libaio-devel, or point "
+            "CFLAGS and LDFLAGS at them; or offload to cpu"
+        )
 
 
 def import_deepspeed(on_gpu: bool) -> Any:

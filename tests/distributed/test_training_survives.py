@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.kills import Kill
 from tests.distributed.ranks import ROOT, environment, make_spec, started, steps_logged, train_on_ranks, wait_for_step, write_spec
-from w2sr.errors import UserError
+from w2sr.errors import StoppedEarly, UserError
 from w2sr.training.spec import TrainResult, TrainSpec
 
 # With the parts of a checkpoint that are not DeepSpeed's: an average, and what the selection split has decided.
@@ -139,3 +142,93 @@ def test_an_export_that_is_not_the_trained_model_is_not_published(tmp_path: Path
     assert not (Path(spec.output) / "model").exists()
     assert train(spec)
     assert (Path(spec.output) / "model").exists()
+
+
+def start_and_kill(spec: TrainSpec, kill: Kill) -> str:
+    """Return what was under way when the kill came."""
+    notes = Path(spec.output) / "notes"
+    shutil.rmtree(notes, ignore_errors=True)
+    notes.mkdir(parents=True)
+    path = write_spec(spec)
+    path.with_suffix(".order").write_text(json.dumps(dataclasses.asdict(kill)))
+    with started("tests.distributed.kills", str(path)) as ranks:
+        assert all(rank.finish()[0] for rank in ranks)
+    return str(json.loads((notes / "death").read_text())["moment"])
+
+
+def test_a_training_killed_while_checkpoints_are_written_beside_its_steps_ends_in_the_same_bits(calm: Path) -> None:
+    """benchmarks/training_faults.py kills at every moment; at these two a checkpoint is half of what it shall be."""
+    spec = make_spec(calm, "beside", zero_stage=3, asynchronous_checkpoints=True, **LONG)
+    checkpoints = Path(spec.output) / "checkpoints"
+    start_and_kill(spec, Kill("writing a checkpoint's file", 3, 0.0, None))  # the second checkpoint's, of one rank
+    assert not (checkpoints / "step-00000010" / "complete.json").exists()
+    assert start_and_kill(spec, Kill("writing the manifest, renaming", 2, 0.0, 0)) == "writing the manifest, renaming"
+    with started("w2sr.training", str(write_spec(spec))) as ranks:
+        for code, output in [rank.finish() for rank in ranks]:
+            assert code == 0, output
+    assert model_bytes(spec) == model_bytes(make_spec(calm, "calm3", zero_stage=3, **LONG))
+    assert steps_logged(spec) == list(range(1, 31))
+    assert not checkpoints.exists()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_before_its_time_is_up_a_training_saves_and_ends_with_75(
+    tmp_path: Path, asynchronous: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from w2sr.training.__main__ import main
+
+    calm = make_spec(tmp_path, "calm", num_ranks=1, max_steps=4)
+    assert main([str(write_spec(calm))]) == 0
+    spec = make_spec(tmp_path, "late", num_ranks=1, max_steps=4, checkpoint_every=100, asynchronous_checkpoints=asynchronous)
+    late = dataclasses.replace(spec, stop_by="2020-01-01T00:00:00+00:00")
+    for step in (1, 2, 3):  # each time one step is done, so that it comes to an end
+        assert main([str(write_spec(late))]) == 75
+        assert [path.name for path in (Path(spec.output) / "checkpoints").iterdir()] == [f"step-0000000{step}"]
+    said = capsys.readouterr().err
+    assert "late: saved after step 3 of 4, before stop_by=2020-01-01T00:00:00+00:00; run the same command again to go on" in said
+    assert main([str(write_spec(spec))]) == 0
+    assert model_bytes(spec) == model_bytes(calm)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_stop_file_ends_a_training_with_its_state_saved_and_goes_with_it(tmp_path: Path) -> None:
+    from w2sr.training.loop import train
+
+    spec = make_spec(tmp_path, "one", num_ranks=1, max_steps=4, checkpoint_every=100)
+    stop = Path(spec.output) / "stop"
+    stop.parent.mkdir()
+    stop.touch()
+    assert not train(spec)
+    assert not stop.exists()
+    assert [path.name for path in (Path(spec.output) / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_a_kill_after_the_result_left_behind_goes_at_the_next_start(tmp_path: Path) -> None:
+    from w2sr.training.loop import train
+
+    spec = make_spec(tmp_path, "one", num_ranks=1, max_steps=1)
+    assert train(spec)
+    half = Path(spec.output) / "checkpoints" / "step-00000001" / "state"
+    half.mkdir(parents=True)
+    (Path(spec.output) / ".result.json.77.aside").touch()
+    assert train(spec)
+    assert not half.parent.parent.exists()
+    assert not list(Path(spec.output).glob(".*"))
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_checkpoint_with_a_flipped_bit_is_refused_before_it_is_trained_on(tmp_path: Path) -> None:
+    from w2sr.training.loop import train
+
+    spec = make_spec(tmp_path, "one", num_ranks=1, max_steps=2)
+    late = dataclasses.replace(spec, stop_by="2020-01-01T00:00:00+00:00")
+    with pytest.raises(StoppedEarly):
+        train(late)
+    path = next((Path(spec.output) / "checkpoints").rglob("*optim_states.pt"))
+    spoilt = bytearray(path.read_bytes())
+    spoilt[len(spoilt) // 2] ^= 1
+    path.write_bytes(spoilt)
+    with pytest.raises(UserError, match=r"step-00000001 is damaged: state/.*optim_states\.pt has a wrong checksum"):
+        train(spec)

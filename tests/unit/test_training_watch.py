@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,9 @@ from w2sr.errors import UserError
 from w2sr.training import trackers
 from w2sr.training.config import TrainConfig
 from w2sr.training.flops import ModelFlops, peak_flops
+from w2sr.training.signals import Stop, stop_requests
 from w2sr.training.spec import TrainSpec
+from w2sr.training.watch import Watch
 from w2sr.training.watchdog import Watchdog, digest
 
 
@@ -204,3 +208,35 @@ def test_wandb_gets_a_run_whose_identity_is_the_students_folder(tmp_path: Path, 
     assert begun[0]["id"] == begun[1]["id"] != begun[2]["id"]
     assert (begun[0]["project"], begun[0]["name"], begun[0]["resume"]) == ("ours", "all-seed0", "allow")
     assert sent[:2] == [({"loss": 1.5}, 3), 1]
+
+
+def test_a_stop_at_a_time_comes_while_there_is_time_to_save(tmp_path: Path) -> None:
+    in_a_minute = datetime.now(timezone.utc) + timedelta(seconds=60)
+    with stop_requests(in_a_minute, tmp_path / "stop") as stop:
+        assert stop(50) is Stop.NO
+        assert stop(61) is Stop.LATE
+        (tmp_path / "stop").touch()
+        assert stop(61) is Stop.ASKED
+    with stop_requests(None, None) as stop:
+        assert stop(1e9) is Stop.NO
+        signal.raise_signal(signal.SIGTERM)
+        assert stop(0) is Stop.ASKED
+
+
+def test_the_time_a_stop_needs_is_that_of_two_steps_and_the_longest_of_what_comes_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("w2sr.training.watch.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    group: Any = SimpleNamespace(rank=1, world_size=2, device=SimpleNamespace(type="cpu"))
+    watch = Watch(make_spec(tmp_path), group, 1, None, np.zeros(0))
+    try:
+        assert watch.next_s == 0
+        for number, step_s, save_s in ((1, 5.0, 7.0), (2, 3.0, 2.0)):
+            with watch.step(number), watch.timed("data"):
+                clock[0] += step_s
+            with watch.timed("checkpoint"):
+                clock[0] += save_s
+        assert watch.next_s == 2 * 3 + 7
+    finally:
+        watch.close()

@@ -23,7 +23,7 @@ class Stop(IntEnum):
 
 @contextmanager
 def stop_requests(stop_by: datetime | None, file: Path | None) -> Iterator[Callable[[float], Stop]]:
-    """Yield a function that says whether to stop, given the seconds that the next step and saving take.
+    """Yield a function that says whether to stop, given the seconds after which the next time would be too late.
 
     Asked for by SIGTERM or by the existence of `file`. The previous handler of SIGTERM is restored at the end. Outside the main thread
     (Ray Train runs us in another) signals cannot be caught: SIGTERM acts as before, and the driver writes the file.

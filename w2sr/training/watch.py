@@ -39,7 +39,8 @@ class Watch:
         self.finished = False
         self._spec, self._group, self._lengths = spec, group, lengths
         self._seconds: dict[str, float] = {}
-        self._step_s = self._checkpoint_s = 0.0
+        self._longest: dict[str, float] = {}
+        self._step_s = 0.0
         self._data_wait_s = self._memory_gb = 0.0
         self._last_line = time.monotonic()
         self._stack = ExitStack()
@@ -61,8 +62,8 @@ class Watch:
 
     @property
     def next_s(self) -> float:
-        """About how many seconds the next step and a checkpoint take."""
-        return self._step_s + self._checkpoint_s
+        """About how many seconds may go until a stop that is not asked for now is saved: two steps, an evaluation and a checkpoint."""
+        return 2 * self._step_s + sum(self._longest.values())
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -84,8 +85,8 @@ class Watch:
         finally:
             seconds = time.monotonic() - began
             self._seconds[what] = self._seconds.get(what, 0.0) + seconds
-            if what == "checkpoint":
-                self._checkpoint_s = max(self._checkpoint_s, seconds)
+            if what != "data":
+                self._longest[what] = max(self._longest.get(what, 0.0), seconds)
 
     def summed(self, values: Sequence[float]) -> list[float]:
         """Return the sums of `values` over ranks; with them travels what is measured on each rank. Every rank calls it in every step."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from w2sr.errors import UserError
 from w2sr.planning.activations import Activations, activations, live_bytes
 from w2sr.planning.layout import Layout
 from w2sr.planning.shapes import shape_from
@@ -139,6 +140,13 @@ def test_the_head_is_predicted_from_the_loss_itself(precision: str, whole: bool)
     layout = Layout(1, 2, precision, False, 1, 700, whole_logits=whole)
     predicted = head_memory(shape_from("llama", values), 700, layout)
     assert 0.99 * counter.peak <= predicted <= (1.3 if whole else 1.01) * counter.peak
+
+
+def test_layers_that_ask_tensors_for_values_are_refused() -> None:
+    """Jamba's router looks at the numbers of the experts that it chose, which do not exist on meta tensors."""
+    values = {**LLAMA, "model_type": "jamba", "num_hidden_layers": 4, "mamba_d_state": 4, "use_mamba_kernels": False}
+    with pytest.raises(UserError, match="cannot be run without values"):
+        activations(shape_from("jamba", values), TOKENS, "bf16", recompute=False)
 
 
 def test_activations_hold_as_tokens_grow() -> None:

@@ -33,22 +33,22 @@ class Activations:
 def activations(shape: ModelShape, num_tokens: int, precision: str, recompute: bool) -> Activations:
     """Return the activations of `num_tokens` tokens in all layers, without the head. Raises UserError for what cannot be traced."""
     dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[precision]
-    (kept, peak), (more_kept, more_peak) = (_run(shape.name, shape.config, layers, num_tokens, dtype, recompute) for layers in (FEW, MORE))
+    (kept, peak), (more_kept, more_peak) = (_run(shape, layers, num_tokens, dtype, recompute) for layers in (FEW, MORE))
     further = shape.num_layers - FEW
     all_kept, all_peak = kept + further * (more_kept - kept), peak + further * (more_peak - peak)
     return Activations(all_kept, max(0, all_peak - all_kept))
 
 
 @lru_cache(maxsize=256)
-def _run(name: str, config: str, num_layers: int, num_tokens: int, dtype: str, recompute: bool) -> tuple[int, int]:
+def _run(shape: ModelShape, num_layers: int, num_tokens: int, dtype: str, recompute: bool) -> tuple[int, int]:
     """Return (bytes alive after the forward pass, the most alive until the end of the backward pass), weights and gradients aside."""
     import torch
 
-    values = json.loads(config)
+    values = json.loads(shape.config)
     changes: dict[str, Any] = {"num_hidden_layers": num_layers}
     if isinstance(values.get("layer_types"), list):
-        changes["layer_types"] = values["layer_types"][:num_layers]
-    model = meta_model(name, values, dtype, **changes).train()
+        changes["layer_types"] = (values["layer_types"] * MORE)[:num_layers]
+    model = meta_model(shape.name, values, dtype, **changes).train()
     if recompute:
         model.activation_checkpointing_enable({"use_reentrant": False})
     body = getattr(model, model.base_model_prefix)
@@ -66,10 +66,10 @@ def _run(name: str, config: str, num_layers: int, num_tokens: int, dtype: str, r
             kept = counter.live
             counter.peak = kept
             output.backward(torch.empty_like(output))
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
         raise UserError(
-            f"model {name!r}: its layers cannot be run without values ({str(error).splitlines()[0]}), so the memory of its activations is "
-            "not known; plan knows dense transformers only"
+            f"model {shape.name!r}: its layers cannot be run without values ({str(error).splitlines()[0]}), so the memory of its "
+            "activations is not known; plan knows models whose layers ask no tensor for its values"
         ) from error
     return kept, counter.peak
 

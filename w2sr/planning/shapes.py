@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A model's parameters, without their values.
+    """A model's parameters, without their values. Shapes are equal whatever they are called.
 
     `parameters`: (name, sizes) of each, tied ones once, in the model's order. `config`: its config.json as JSON text.
     """
 
-    name: str
+    name: str = field(compare=False)
     config: str
     parameters: tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -91,16 +91,18 @@ def shape_of(name: str, folder: Path) -> ModelShape:
 
 def shape_from(name: str, values: dict[str, Any]) -> ModelShape:
     """Return the shape of a model from the values of its config.json. Raises UserError when transformers does not know it."""
-    return _shape(name, json.dumps(values, sort_keys=True))
+    config, parameters = _built(json.dumps(values, sort_keys=True), name)
+    return ModelShape(name, config, parameters)
 
 
 @lru_cache(maxsize=16)
-def _shape(name: str, text: str) -> ModelShape:
-    model = meta_model(name, json.loads(text))
+def _built(text: str, name: str) -> tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]:
+    values = json.loads(text)
+    model = meta_model(name, values)
     # Defaults that config.json leaves out are part of the shape.
-    values = {**model.config.get_text_config().to_dict(), "tie_word_embeddings": bool(model.config.tie_word_embeddings)}
-    full = json.dumps({**json.loads(text), **values}, sort_keys=True, default=str)
-    return ModelShape(name, full, tuple((key, tuple(value.shape)) for key, value in model.named_parameters()))
+    own = {**model.config.get_text_config().to_dict(), "tie_word_embeddings": bool(model.config.tie_word_embeddings)}
+    full = json.dumps({**values, **own}, sort_keys=True, default=str)
+    return full, tuple((key, tuple(value.shape)) for key, value in model.named_parameters())
 
 
 def config_folder(name: str) -> Path:

@@ -39,17 +39,15 @@ def run_ranks(asked: Path, num_ranks: int, threads: int, log: Path, timeout_s: f
 
 def _wait(ranks: list[subprocess.Popen[bytes]], logs: list[Path], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while any(process.poll() is None for process in ranks):
-        wrong = next((rank for rank, process in enumerate(ranks) if process.returncode), None)
-        if wrong is not None:
-            break  # the others would wait for it until their own timeout
+    # The first that fails ends the wait: the others would wait for it until a timeout of their own.
+    while None in (codes := [process.poll() for process in ranks]) and not any(codes):
         if time.monotonic() > deadline:
             raise UserError(f"the ranks of the selftest did not end in {timeout_s:.0f} s; give fewer --rows, or a longer --timeout")
         time.sleep(0.05)
-    wrong = next((rank for rank, process in enumerate(ranks) if process.returncode), None)
-    if wrong is not None:
-        lines = [line for line in logs[wrong].read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        raise UserError(f"rank {wrong} of {len(ranks)} ended with code {ranks[wrong].returncode}: {' | '.join(lines[-3:])}")
+    for rank, code in enumerate(codes):
+        if code:
+            lines = [line for line in logs[rank].read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+            raise UserError(f"rank {rank} of {len(ranks)} ended with code {code}: {' | '.join(lines[-3:])}")
 
 
 def _free_port() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.distributed.ranks import train_on_ranks
 from tests.tiny import make_tiny_model
 from w2sr.artifacts import Manifest, StageDir
 from w2sr.config import PipelineConfig
-from w2sr.errors import UserError
+from w2sr.errors import StoppedEarly, UserError
 from w2sr.records import Example, Prompt
 from w2sr.run import Run
 from w2sr.stages import train as stage
@@ -261,3 +262,65 @@ def test_the_last_whole_row_of_growing_metrics_is_read(tmp_path: Path) -> None:
     assert stage.last_row(path) == {}
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "selection/loss": 3.0}\n{"step": 2, "lo')
     assert stage.last_row(path) == {"step": 1, "loss": 2.0}
+
+
+class Ended(BaseException):
+    """What SIGTERM does to the command line."""
+
+
+def test_sigterm_asks_the_ranks_through_a_file_and_takes_effect_when_they_have_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: object) -> None:
+        raise Ended
+
+    def run_group(*arguments: Any) -> None:
+        on_poll, stopping = arguments[3], arguments[5]
+        on_poll()
+        assert not stop.exists()
+        signal.raise_signal(signal.SIGTERM)
+        assert stopping()
+        on_poll()
+        assert stop.exists()  # the ranks would save and return
+
+    run = make_run(tmp_path, arms=["gold"])
+    stop = run.stage("train", "gold-seed0") / "stop"
+    stop.parent.mkdir(parents=True)
+    stop.touch()  # of an attempt that was killed
+    monkeypatch.setattr(stage, "run_group", run_group)
+    monkeypatch.setattr(stage, "require", lambda *_: None)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(Ended):
+            stage.run(run)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_ranks_that_stopped_in_time_end_the_stage_as_stopped_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "run_group", lambda *_: None)
+    monkeypatch.setattr(stage, "require", lambda *_: None)
+    with pytest.raises(StoppedEarly, match=r"train: stopped with 2 of 2 students to do; run the same command again to go on"):
+        stage.run(make_run(tmp_path))
+
+
+def test_what_the_ranks_watchdogs_say_is_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path, arms=["gold"])
+    said = run.stage("train", "gold-seed0") / "stalls" / "said.txt"
+
+    def run_group(*arguments: Any) -> None:
+        said.parent.mkdir()
+        for text in ("step 4 takes 60 s so far\n", "step 4 went on after 80 s\n"):
+            with open(said, "a") as file:
+                file.write(text)
+            arguments[3]()
+            arguments[3]()
+
+    monkeypatch.setattr(stage, "run_group", run_group)
+    monkeypatch.setattr(stage, "require", lambda *_: None)
+    with pytest.raises(StoppedEarly):
+        stage.run(run)
+    lines = ["train gold-seed0: step 4 takes 60 s so far", "train gold-seed0: step 4 went on after 80 s"]
+    assert [record.getMessage() for record in caplog.records if "step 4" in record.getMessage()] == lines

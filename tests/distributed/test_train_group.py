@@ -247,3 +247,22 @@ def test_ranks_that_fail_while_it_stops_are_not_started_again(tmp_path: Path, mo
     run_group(refuse, "", group(tmp_path, max_failures=2), lambda: None, said.append, lambda: bool(started))
     assert started == [1]
     assert said == ["rank 0 of 2 failed: the disk is gone; stopping"]
+
+
+@pytest.mark.usefixtures("ray")
+def test_ranks_under_ray_are_stopped_by_a_file_and_have_saved_when_the_group_ends(tmp_path: Path) -> None:
+    from w2sr.training.loop import train_each
+
+    spec = make_spec(tmp_path, "stopped", max_steps=2000, checkpoint_every=5000)
+    output = Path(spec.output)
+
+    def on_poll() -> None:
+        if (output / "metrics.jsonl").exists() and steps_logged(spec):
+            (output / "stop").touch()
+
+    run_group(train_each, [spec.to_json(), renamed(spec, "next").to_json()], group(tmp_path), on_poll, print)
+    (saved,) = (output / "checkpoints").iterdir()
+    assert (saved / "complete.json").exists()
+    assert saved.name == f"step-{steps_logged(spec)[-1]:08d}"
+    assert not (output / "result.json").exists()
+    assert not (tmp_path / "next").exists()

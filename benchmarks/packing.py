@@ -109,6 +109,7 @@ def tokenised(arguments: argparse.Namespace) -> None:
             subprocess.run(command, check=True)
         return
     (number,) = arguments.numbers
+    recipe(1024).gate()  # imports torch and transformers, and loads the tokenizer: seconds that belong to no trace
     with tempfile.TemporaryDirectory() as folder:
         path, began, cpu = Path(folder) / f"a{ROWS}", time.monotonic(), os.times()
         facts = tokenise(path, recipe(1024), examples_of(arguments.traces, number), None, arguments.workers, lambda _: None)

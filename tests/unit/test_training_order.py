@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from w2sr.errors import UserError
@@ -38,6 +38,7 @@ def size_of(lengths: list[int], unit: list[int], measure: dict[str, Any]) -> int
     return 1 if "global_batch_size" in measure else sum(lengths[row] for row in unit)
 
 
+@settings(max_examples=40, deadline=None)
 @given(LENGTHS, MEASURES, st.integers(0, 5))
 def test_a_step_has_the_units_that_begin_in_its_share_of_the_course(lengths: list[int], measure: dict[str, Any], seed: int) -> None:
     batch = measure.get("global_batch_size") or measure["global_batch_tokens"]
@@ -51,6 +52,7 @@ def test_a_step_has_the_units_that_begin_in_its_share_of_the_course(lengths: lis
     assert position >= 30 * batch
 
 
+@settings(max_examples=40, deadline=None)
 @given(LENGTHS, MEASURES, st.integers(0, 5))
 def test_each_epoch_shows_every_row_once(lengths: list[int], measure: dict[str, Any], seed: int) -> None:
     this = course(lengths, seed, **measure)
@@ -65,6 +67,7 @@ def test_each_epoch_shows_every_row_once(lengths: list[int], measure: dict[str, 
         assert sum(lengths[row] for row in unit) <= MAX_LENGTH
 
 
+@settings(max_examples=40, deadline=None)
 @given(LENGTHS, MEASURES, st.lists(st.integers(0, 40), min_size=1, max_size=6))
 def test_any_step_can_be_asked_for_in_any_order(lengths: list[int], measure: dict[str, Any], steps: list[int]) -> None:
     one = course(lengths, 3, **measure)
@@ -119,6 +122,7 @@ def test_too_few_rows_are_refused_with_numbers(values: dict[str, Any], message: 
         _ = course([25] * 9, **values).num_steps
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.floats(0.05, 0.95), st.integers(0, 3))
 def test_a_mixture_gives_each_arm_its_share_through_its_own_permutations(first: int, second: int, share: float, seed: int) -> None:
     parts = ((first, share), (second, 1 - share))

@@ -48,7 +48,7 @@ def unit_rows(folder: Path, name: str = "a", number: int = 12, seed: int = 0) ->
     return path, rows
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(SHAPES, st.integers(1, 9), st.integers(1, 100))
 def test_rows_survive_the_file_however_they_are_cut_into_blocks(
     tmp_path_factory: pytest.TempPathFactory, shapes: list[tuple[int, int]], size: int, tokens: int

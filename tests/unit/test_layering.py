@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RAY_DOORS = {f"cluster/{name}.py" for name in ("session", "ray_replicas", "train_group", "ray_nodes", "ray_jobs")}
-DEEPSPEED_DOORS = {"w2sr/training/engine.py"}
+DEEPSPEED_DOORS = {f"w2sr/training/engine{part}.py" for part in ("", "_loading", "_sequence", "_weights")}
 VLLM_DOORS = {"w2sr/teachers/vllm_engine.py", "w2sr/teachers/vllm_ban.py"}
 
 

@@ -21,7 +21,7 @@ def add_adapters(model: Any, lora: LoraConfig) -> None:
     try:
         import peft
     except ImportError as error:
-        raise UserError("train.lora needs peft: pip install peft") from error
+        raise UserError("train.lora needs peft: pip install 'w2sr[lora]'") from error
     targets = lora.targets or "all-linear"
     names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if type(module).__name__ == "Linear"}
     unknown = sorted(set(lora.targets or ()) - names)

@@ -13,7 +13,7 @@ ASSUMED = (
     ("--gpus-per-node", "gpus_per_node", "GPUs of one node (default: 8)"),
     ("--tflops", "tflops", "dense bf16 peak of one GPU (default: 989, an H100)"),
     ("--efficiency", "efficiency", "share of the peak while a GPU computes (default: 0.55)"),
-    ("--interconnect-gbps", "across", "GB/s between a GPU and those of other nodes (default: 40)"),
+    ("--interconnect", "across", "GB/s between a GPU and those of other nodes (default: 40)"),
     ("--prompt-tokens", "prompt_tokens", "tokens of a prompt (default: 200)"),
     ("--answer-share", "answer_share", "tokens of an answer over its limit (default: 0.5)"),
 )

@@ -72,6 +72,7 @@ def rank(folder: Path, by_transformers: bool) -> None:
 
     from w2sr.training import engine, engine_loading
     from w2sr.training.config import TrainConfig
+    from w2sr.training.deepspeed_dict import deepspeed_config
     from w2sr.training.dist import join_group, leave_group
     from w2sr.training.export import export
 
@@ -85,6 +86,9 @@ def rank(folder: Path, by_transformers: bool) -> None:
             return engine_loading._load_by_transformers(path, AutoConfig.from_pretrained(path), dtype, config)
 
         engine.load_model = load
+    warm = TrainConfig(max_steps=1, zero_stage=3, num_ranks=group.world_size)
+    tiny = str(folder.with_name("tiny"))
+    engine.load_model(tiny, "fp32", deepspeed_config(warm, group.world_size, on_gpu=False), False)  # modules are loaded by the first
     real, found = engine.load_model, {}
 
     def measured(*arguments: object, **options: object) -> object:
@@ -113,6 +117,8 @@ def rank(folder: Path, by_transformers: bool) -> None:
 
 
 def main() -> None:
+    from tests.tiny import make_tiny_model
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--layers", type=int, default=12)
@@ -126,6 +132,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         make_model(folder, arguments.layers, arguments.hidden)
+        make_tiny_model(folder.with_name("tiny"))
         print("| rank | whole model | loading | export and proof |\n|---|---|---|---|", flush=True)
         ranks = ["-m", "torch.distributed.run", "--nproc-per-node", str(arguments.ranks), "-m", "benchmarks.sharded_memory"]
         options = ["--folder", str(folder), *(["--transformers"] if arguments.transformers else [])]

@@ -1,12 +1,14 @@
 """Packing and tokenising at scale, on the lengths and texts of real traces.
 
     .venv/bin/python benchmarks/packing.py fill TRACES.json [--rows 1000000] [--trl .venv-trl/bin/python]
+    .venv/bin/python benchmarks/packing.py made-up [--rows 1000000]
     .venv/bin/python benchmarks/packing.py tokenise TRACES.json 10000 100000 [--workers 1]
 
 TRACES.json: a list of {content, output}, such as gsm8k_gemma_2b_weak.json of GAIR-NLP/weak-to-strong-reasoning. The tokenizer is that of
 SmolLM2-135M (`python -m tests.smollm2` fetches it). `fill` draws lengths from those of the traces, with replacement, and packs all of
 them at once; if --trl names an interpreter that has it, so does TRL ("bfd", the default of its SFTTrainer), in its batches of 1,000 and
-all at once. `tokenise` measures each number of traces in a process of its own.
+all at once. `made-up` packs log-normal lengths, longer and more various than these. `tokenise` measures each number of traces in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from w2sr.training.order import Course
 from w2sr.training.tokenise import Recipe, tokenise
 
 CAPACITIES = (1024, 2048, 4096, 16384)
+MADE_UP = ((4096, 6.2, 0.8), (32768, 8.5, 1.0), (131072, 9.5, 1.2))  # longest, and mean and deviation of the logarithm
 IN_TRL = """
 import sys, time
 import numpy as np, pyarrow as pa
@@ -92,6 +95,16 @@ def fill(arguments: argparse.Namespace) -> None:
                 show(name, drawn, int(capacity), int(number), float(cpu_s), float(wall_s))
 
 
+def made_up(arguments: argparse.Namespace) -> None:
+    """Print sequences, fill and seconds for log-normal lengths."""
+    rng = np.random.default_rng(0)
+    for capacity, mean, deviation in MADE_UP:
+        drawn = np.clip(rng.lognormal(mean, deviation, arguments.rows).astype(np.int64), 1, capacity)
+        began, cpu = time.monotonic(), time.process_time()
+        bins = fill_bins(drawn, capacity)
+        show(f"mean {drawn.mean():,.0f}:", drawn, capacity, len(bins), time.process_time() - cpu, time.monotonic() - began)
+
+
 def show(who: str, lengths: Any, capacity: int, number: int, cpu_s: float, wall_s: float) -> None:
     """Print one line of the table."""
     share = lengths.sum() / (number * capacity)
@@ -147,11 +160,13 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, function in (("fill", fill), ("tokenise", tokenised)):
+    for name, function in (("fill", fill), ("made-up", made_up), ("tokenise", tokenised)):
         command = commands.add_parser(name)
-        command.add_argument("traces", type=Path)
+        if name != "made-up":
+            command.add_argument("traces", type=Path)
         command.set_defaults(function=function)
-    commands.choices["fill"].add_argument("--rows", type=int, default=1_000_000)
+    for name in ("fill", "made-up"):
+        commands.choices[name].add_argument("--rows", type=int, default=1_000_000)
     commands.choices["fill"].add_argument("--trl")
     commands.choices["tokenise"].add_argument("numbers", type=int, nargs="+")
     commands.choices["tokenise"].add_argument("--workers", type=int, default=1)

@@ -108,7 +108,7 @@ def test_a_template_without_an_end_token_is_refused() -> None:
 
 def test_a_template_without_a_generation_prompt_is_refused_as_such() -> None:
     without = make_tiny_tokenizer(chat_template=CHAT_TEMPLATE.replace("{% if add_generation_prompt %}<|assistant|>{% endif %}", ""))
-    with pytest.raises(UserError, match=r"has no generation prompt: .* the answer comes after '<\|assistant\|>'.*student.style.format: plain"):
+    with pytest.raises(UserError, match=r"no generation prompt: .* the answer comes after '<\|assistant\|>'.*student.style.format: plain"):
         one_row(without)
 
 

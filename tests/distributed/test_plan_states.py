@@ -11,7 +11,7 @@ import pytest
 from tests.distributed.ranks import started
 from tests.tiny import make_tiny_model
 from w2sr.planning.layout import layout_of
-from w2sr.planning.shapes import ModelShape, shape_of
+from w2sr.planning.shapes import shape_of
 from w2sr.planning.states import model_states
 from w2sr.training.config import TrainConfig
 

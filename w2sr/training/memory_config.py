@@ -36,7 +36,7 @@ class MemoryConfig(StrictModel):
         1,
         gt=0,
         description="ZeRO++ hpZ: ranks (one node's) that share a second copy of the 16-bit weights, so that the backward pass gathers "
-        "within the node; 1 is off. Costs 2 bytes a parameter over that many ranks. DeepSpeed has removed MiCS; this is what is left of it.",
+        "within the node; 1 is off. Costs 2 bytes a parameter over that many ranks. DeepSpeed has removed MiCS; this is what is left.",
     )
     quantized_weights: bool = Field(False, description="ZeRO++ qwZ: gather weights in 8 bits: half the traffic, rounded weights. GPU only.")
     quantized_gradients: bool = Field(False, description="ZeRO++ qgZ: reduce gradients in 4 bits: a quarter of the traffic. GPUs only.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from w2sr.lab import task
 from w2sr.prompting import PromptStyle, messages_of
@@ -119,7 +119,10 @@ STUDENT = ModelRecipe(
     ),
     seed=2,
 )
-RECIPES = {recipe.name: recipe for recipe in (TEACHER, STUDENT)}
+# The same texts and schedule in two other sizes: a family, for questions of scale.
+STUDENT_SMALL = replace(STUDENT, name="student-small", hidden_size=64, intermediate_size=192)
+STUDENT_LARGE = replace(STUDENT, name="student-large", hidden_size=160, num_layers=4, intermediate_size=480)
+RECIPES = {recipe.name: recipe for recipe in (TEACHER, STUDENT, STUDENT_SMALL, STUDENT_LARGE)}
 
 RESERVED_SEEDS = range(100_000)
 """reasoning-gym draws item i of seed s from random.Random(s + i). Pre-training avoids every question of these values

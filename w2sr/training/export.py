@@ -42,8 +42,8 @@ def export(engine: Engine, group: Group, start_model: str, folder: Path, input_i
 
     Adapters are merged into the weights, and stand in a folder of their own beside them.
 
-    The beginning of `input_ids` [sequences, tokens] is run through the live model and through the reloaded one. The folder appears by a rename, after the
-    comparison. Raises ExportError on every rank when they differ.
+    The beginning of `input_ids` [sequences, tokens] is run through the live model and through the reloaded one. The folder appears by a
+    rename, after the comparison. Raises ExportError on every rank when they differ.
     """
     import torch
 

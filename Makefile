@@ -8,7 +8,7 @@ IN_RAY := tests/distributed/test_train_group.py
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: setup setup-vllm quickstart paper-1 paper-2 test test-vllm lint clean
+.PHONY: setup setup-vllm quickstart paper-1 paper-2 sizes test test-vllm lint clean
 
 setup: $(STAMP)
 
@@ -42,6 +42,14 @@ paper-2: CONFIG := quickstart-why
 paper-1 paper-2: $(STAMP)
 	$(BIN)/w2sr run configs/$(CONFIG).yaml run_dir=runs/$@
 	cp runs/$@/report.md docs/results/$@.md
+
+# The quickstart with students of three sizes: one key changes. The comparison has them by size.
+sizes: $(STAMP)
+	for size in student-small student student-large; do \
+		$(BIN)/w2sr run configs/quickstart.yaml run_dir=runs/$$size student.model=lab:$$size || exit 1; \
+	done
+	$(BIN)/w2sr report runs/student-small runs/student runs/student-large --out runs/sizes
+	cp runs/sizes/comparison.md docs/results/sizes.md
 
 # Processes of their own: tests that open a Ray session in pytest's own process stand apart from those that train in it (in one process they
 # were seen to be aborted, once in three runs); the schedules of faults and the kinds of clusters bring up clusters of their own. They wait

@@ -155,9 +155,14 @@ class Engine:
 
     def load(self, folder: Path, tag: str) -> None:
         """Load what `save` wrote, on the same number of ranks or without ZeRO, or its universal form; collective."""
+        groups = self._engine.optimizer.param_groups
+        settings = [{name: value for name, value in group.items() if name not in ("params", "step")} for group in groups]
         path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         assert path is not None, f"DeepSpeed found no checkpoint {tag} in {folder}"
         if self._universal:
+            # ZeRO-3 gives all groups the settings of the first one: norms would decay.
+            for group, kept in zip(self._engine.optimizer.param_groups, settings, strict=True):
+                group.update(kept)
             # ZeRO-3 gives all its sub-groups one step counter, which AdamW would then count up once for each of them.
             for state in self._engine.optimizer.optimizer.state.values():
                 state["step"] = copy.deepcopy(state["step"])

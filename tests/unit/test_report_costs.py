@@ -183,3 +183,16 @@ def test_prices_that_cannot_be_are_refused(tmp_path: Path, override: str, words:
 
 def test_prices_refuse_no_finished_stage(tmp_path: Path) -> None:
     assert "report" not in config_of(tmp_path).identity()
+
+
+def test_each_training_stands_beside_what_was_predicted_of_it(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, train={"max_steps": 40, "seeds": [0]}, curate={"arms": ["all", "gold"]})
+    plan = {"predicted": {"memory_bytes": 3 * 2**30, "seconds": 200.0}, "actual": {"memory_bytes": 2**31, "seconds": 130.0}, "note": ""}
+    (run.stage("train", "all-seed0") / "plan.json").write_text(json.dumps(plan))
+    [section] = [part.section for part in parts(collect(run)) if part.id == "costs"]
+    [table] = [table for caption, table in section.tables if caption == "How each student was trained"]
+    first, second = ([(cell.text, cell.small) for cell in row] for row in table.rows)
+    assert first[:4] == [("all-seed0", "0.39 M parameters"), ("40", ""), ("6,000", ""), ("180", "")]
+    assert first[4:] == [("2.00 GiB", "predicted 3.00 GiB"), ("2 min 10 s", "predicted 3 min 20 s")]
+    assert second[1] == ("40", "weights of step 30"), "the best on the selection split"
+    assert second[4:] == [("–", ""), ("–", "")], "nothing was predicted"

@@ -10,6 +10,7 @@ from w2sr.reporting import cost_tables, curation, view
 from w2sr.reporting.report import Report
 from w2sr.reporting.sections import Section
 from w2sr.reporting.traces import Browser
+from w2sr.reporting.trainings import trainings_table
 
 # Parts that show more than text and tables: plots, sample answers, the browser, a list of terms, code.
 ELSEWHERE, TRAINING, SAMPLES, TRACES = "elsewhere", "training", "samples", "traces"
@@ -74,6 +75,8 @@ def _costs(report: Report) -> Section:
     tables = [("By stage", cost_tables.stages_table(report.costs))]
     if report.costs.students:
         tables.append(("By student, without and with its teachers", cost_tables.students_table(report.costs)))
+    if report.trainings:
+        tables.append(("How each student was trained", trainings_table(report.trainings)))
     return Section("Costs", [], tables)
 
 

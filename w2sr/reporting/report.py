@@ -17,6 +17,7 @@ from w2sr.reporting.names import MEANINGS
 from w2sr.reporting.samples import SampleProblem, sample_problems
 from w2sr.reporting.sections import Section
 from w2sr.reporting.traces import Browser, browse
+from w2sr.reporting.trainings import Training, trainings
 from w2sr.run import Run
 
 LIMITS = [
@@ -34,7 +35,7 @@ LIMITS = [
 
 @dataclass(frozen=True)
 class Report:
-    """A finished run in numbers and sentences. Only `costs`, `versions` and `digests` depend on when and where it ran.
+    """A finished run in numbers and sentences. Only `costs`, `trainings`, `versions` and `digests` depend on when and where it ran.
 
     `comparison` is on the run's own split, `elsewhere` on the benchmarks.
     """
@@ -61,6 +62,7 @@ class Report:
     models: list[dict[str, str]]
     licences: list[dict[str, str]]
     costs: Costs
+    trainings: list[Training]
     versions: dict[str, str]
     digests: dict[str, str]
     command: str
@@ -68,15 +70,15 @@ class Report:
 
     def results(self) -> dict[str, Any]:
         """Return what two runs that computed the same thing have in common, as plain data. Of the traces only which were drawn."""
-        apart = ("costs", "versions", "digests", "command", "config", "browser")
+        apart = ("costs", "trainings", "versions", "digests", "command", "config", "browser")
         found = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self) if field.name not in apart}
         shares = None if self.browser is None else {"seed": self.browser.seed, "sets": plain(self.browser.sets)}
         return {**found, "browser": shares}
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as plain data; what depends on time and place is under "costs" and "provenance"."""
+        """Return everything as plain data; what depends on time and place is under "costs", "trainings" and "provenance"."""
         provenance = {"versions": self.versions, "digests": self.digests, "command": self.command, "config": self.config}
-        return {**self.results(), "costs": plain(self.costs), "provenance": provenance}
+        return {**self.results(), "costs": plain(self.costs), "trainings": plain(self.trainings), "provenance": provenance}
 
 
 def collect(run: Run) -> Report:
@@ -110,6 +112,7 @@ def collect(run: Run) -> Report:
         models=provenance.models(run),
         licences=provenance.licences(run),
         costs=costs.costs(run, comparison),
+        trainings=trainings(run),
         versions=provenance.versions(),
         digests=ledger.digests(run),
         command=provenance.command(run),

@@ -195,7 +195,7 @@ def test_the_gsm8k_config_runs_on_other_models_zero_3_and_packed(tmp_path: Path)
     small = ["prompts.num_train=16", "prompts.num_selection=4", "prompts.num_test=6", f"prompts.source={source}"]
     here = ["teachers.0.pool.gpus_per_replica=0", "evaluate.pool.gpus_per_replica=0", "train.use_gpu=false", "train.precision=fp32"]
     models = [f"teachers.0.model={model}", f"student.model={model}", "student.few_shot.shots=1", "teachers.0.sampling.max_new_tokens=16"]
-    train = ["train.max_length=256", "train.global_batch_size=8", "train.micro_batch_size=2", "curate.arms=[gold]"]
+    train = ["train.max_length=128", "train.global_batch_tokens=256", "train.micro_batch_tokens=128", "curate.arms=[gold]"]
     hard = {"problem": "What is $2^3$?", "answer": "8", "unique_id": "a/1", "subject": "Algebra", "level": 1}
     (tmp_path / "hard.jsonl").write_text(json.dumps(hard) + "\n")
     evaluate = ["evaluate.sampling.max_new_tokens=16", "evaluate.samples_per_prompt=2", "evaluate.pass_k=[1]"]
@@ -205,7 +205,9 @@ def test_the_gsm8k_config_runs_on_other_models_zero_3_and_packed(tmp_path: Path)
     code, output = command.run()
     assert code == 0, output
     losses = [json.loads(line) for line in (tmp_path / "run" / "train" / "gold-seed0" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in losses if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    steps = [row["step"] for row in losses if "loss" in row]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) > 3, "three epochs, of more than a step each"
     assert (tmp_path / "run" / "report.html").exists()
     assert (tmp_path / "run" / "evaluate" / "math500" / "few-shot" / "verdicts.parquet").exists()
 

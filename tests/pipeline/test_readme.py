@@ -48,8 +48,8 @@ def test_files_that_the_readme_names_exist() -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_the_sections_of_own_prompts_and_clusters_are_valid(tmp_path: Path) -> None:
-    own, measured, cluster = re.findall(r"```yaml\n(.*?)```", README, re.S)
+def test_the_sections_of_own_prompts_clusters_and_training_are_valid(tmp_path: Path) -> None:
+    own, measured, cluster, training = re.findall(r"```yaml\n(.*?)```", README, re.S)
     values = yaml.safe_load((ROOT / "configs" / "gsm8k.yaml").read_text())
     given = yaml.safe_load(own)
     sizes = {"num_train": 1, "num_test": 1}
@@ -61,13 +61,16 @@ def test_the_sections_of_own_prompts_and_clusters_are_valid(tmp_path: Path) -> N
         values[key] = values.get(key, {}) | section
     path.write_text(yaml.safe_dump(values))
     load_config(path)
+    values["train"] = {"epochs": 3, "use_gpu": True} | yaml.safe_load(training)["train"]
+    path.write_text(yaml.safe_dump(values))
+    assert load_config(path).student_arms[-1] == "blend"
     path.write_text(cluster)
     assert load_cluster_file(path).kind == "ssh"
 
 
 def test_the_traces_load_as_a_dataset_as_the_readme_says(calm_run: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    code = code.replace("runs/quickstart", str(calm_run)) + "\nprint(traces.num_rows)\n"
+    (call,) = re.findall(r"`(load_dataset\(.*?\))`", README)
+    code = f"from datasets import load_dataset\nprint({call.replace('runs/quickstart', str(calm_run))}['train'].num_rows)\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "64"

@@ -169,9 +169,9 @@ def test_a_date_is_read_by_this_machines_clock_where_the_endpoint_does_not_say_i
 
 def test_after_a_429_the_next_request_waits_too() -> None:
     async def two(client: OpenAIClient) -> float:
+        began = asyncio.get_running_loop().time()
         with pytest.raises(Unanswered):
             await client.chat(ASK, SAMPLING, 7)
-        began = asyncio.get_running_loop().time()
         await client.chat(ASK, SAMPLING, 8)
         return asyncio.get_running_loop().time() - began
 

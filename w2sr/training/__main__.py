@@ -20,7 +20,6 @@ def main(arguments: list[str]) -> int:
     try:
         if len(arguments) != 1:
             raise UserError(f"give one argument, the path of a spec.json; given: {len(arguments)}")
-        _log_to_stderr()
         path = Path(arguments[0])
         if not path.is_file():
             raise UserError(f"no spec file {path}; w2sr writes it as RUN_DIR/train/NAME/spec.json")
@@ -44,6 +43,7 @@ def _log_to_stderr() -> None:
 if __name__ == "__main__":
     from w2sr.training.dist import leave_group
 
+    _log_to_stderr()
     try:
         code = main(sys.argv[1:])
     finally:

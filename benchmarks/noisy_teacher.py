@@ -17,14 +17,14 @@ import logging
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tests.alone import Alone, Plain
 from w2sr.grading.extract import extract_answers
 from w2sr.lab import task
 from w2sr.lab.models import resolve_model
@@ -61,34 +61,8 @@ LOSSES: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
 ]
 
 
-class Alone(Group):
-    """A group of this process, without collectives."""
-
-    def sum(self, values: Any) -> list[float]:
-        return list(values)
-
-    def all(self, value: Any) -> list[Any]:
-        return [value]
-
-
-class Plain:
-    """The model, without DeepSpeed: what the losses need of an engine."""
-
-    def __init__(self, model: Any) -> None:
-        self.module = model
-
-    def run(self, input_ids: Any, position_ids: Any, **asked: Any) -> Any:
-        return self.module(input_ids=input_ids, position_ids=position_ids, use_cache=False, **asked)
-
-    def forward(self, input_ids: Any, position_ids: Any) -> Any:
-        return self.run(input_ids, position_ids).logits
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        self.module.eval()
-        with torch.no_grad():
-            yield
-        self.module.train()
+class Averaged(Plain):
+    """With weights that an average can be taken of."""
 
     def shards(self) -> list[Shard]:
         return [Shard(name, parameter.data.view(-1), 0, 1) for name, parameter in self.module.named_parameters()]
@@ -133,7 +107,7 @@ def examples_of(kind: str, share: float, seed: int, reserved: set[str]) -> list[
 def trained(model: Any, spec: TrainSpec, group: Group) -> Any:
     """Train as the product does, without its engine; return the model."""
     torch.manual_seed(spec.seed)
-    engine: Any = Plain(model)
+    engine: Any = Averaged(model)
     objective, feed = Objective(spec, group), Feed(spec, group, model.config)
     objective.prepare(model)
     model.train()

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from benchmarks.meta_70b import LLAMA_70B
 from w2sr.planning.assumptions import GIB, Assumptions
 from w2sr.planning.layout import Layout
 from w2sr.planning.search import Option, fastest
@@ -35,16 +36,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "Qwen2.5-7B": qwen(3584, 18_944, 28, 28, 4),
     "Qwen2.5-14B": qwen(5120, 13_824, 48, 40, 8),
     "Qwen2.5-32B": qwen(5120, 27_648, 64, 40, 8),
-    "Llama-3-70B": {
-        "model_type": "llama",
-        "vocab_size": 128_256,
-        "hidden_size": 8192,
-        "intermediate_size": 28_672,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "tie_word_embeddings": False,
-    },
+    "Llama-3-70B": {"model_type": "llama", **LLAMA_70B},
 }
 
 

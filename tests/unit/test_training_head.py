@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 import transformers
 
+from tests.alone import Alone, Plain
 from w2sr.errors import UserError
 from w2sr.packing.pack import MicroBatch, collate_packed, collate_padded
 from w2sr.packing.rows import Row
 from w2sr.training import fused
 from w2sr.training.config import TrainConfig
-from w2sr.training.dist import Group
 from w2sr.training.head import attach, reproduces
 from w2sr.training.objective import Objective
 from w2sr.training.spec import TrainSpec
@@ -48,36 +46,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Phi, with a bias": ("PhiForCausalLM", {}),
     "GPT-NeoX": ("GPTNeoXForCausalLM", {}),
 }
-
-
-class Alone(Group):
-    """A group of this process, without collectives."""
-
-    def sum(self, values: Any) -> list[float]:
-        return list(values)
-
-    def all(self, value: Any) -> list[Any]:
-        return [value]
-
-
-class Plain:
-    """A model in the place of an Engine."""
-
-    def __init__(self, model: Any) -> None:
-        self.module = model
-
-    def run(self, input_ids: Any, position_ids: Any, **asked: Any) -> Any:
-        return self.module(input_ids=input_ids, position_ids=position_ids, use_cache=False, **asked)
-
-    def forward(self, input_ids: Any, position_ids: Any) -> Any:
-        return self.run(input_ids, position_ids).logits
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        self.module.eval()
-        with torch.no_grad():
-            yield
-        self.module.train()
 
 
 def make_model(name: str, **changes: Any) -> Any:

@@ -166,16 +166,18 @@ class Hosts:
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     if f"W2SR_NODE={self.folder}".encode() in (entry / "environ").read_bytes():
-                        found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                        found.append(self.command_line(int(entry.name)))
         for host in self.namespaces:
-            found += [str(pid) for pid in self.pids(host) if host not in self.sshds or not self._is_sshd(pid)]
+            running = filter(None, map(self.command_line, self.pids(host)))
+            found += [line for line in running if host not in self.sshds or "sshd" not in line]
         return found + [str(path) for path in self.folder.glob("w2sr-*")]
 
     @staticmethod
-    def _is_sshd(pid: int) -> bool:
+    def command_line(pid: int) -> str:
+        """Return what a process was started as; "" for one that has just ended, which has none while it waits to be reaped."""
         with contextlib.suppress(OSError):
-            return b"sshd" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        return True  # it has just ended
+            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return ""
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from tests.ssh.hosts import DEADLINE_S, Hosts
 
@@ -18,7 +17,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 def processes(hosts: Hosts, host: str, program: str) -> list[int]:
-    return [pid for pid in hosts.pids(host) if program.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]]
+    return [pid for pid in hosts.pids(host) if program in hosts.command_line(pid).partition(" ")[0]]
 
 
 def test_a_dead_raylet_of_a_worker_is_started_again_and_a_lost_head_is_brought_back_with_its_workers(two_hosts: Hosts) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -13,7 +13,7 @@ PLACEMENT: dict[str, Any] = {"placement": True}
 
 def nearest(word: str, allowed: list[str]) -> str:
     """Return "did you mean 'x'? " for the closest allowed word, or an empty string."""
-    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, allowed, n=1)
     return f"did you mean {close[0]!r}? " if close else ""
 
 
@@ -29,8 +29,20 @@ class StrictModel(BaseModel):
             allowed = list(cls.model_fields)
             for key in values:
                 if key not in allowed:
-                    raise ValueError(f"unknown key {key!r}: {nearest(str(key), allowed)}allowed here: {', '.join(allowed)}")
+                    below = [place for place in cls._keys_below() if place.endswith(f".{key}")]
+                    meant = f"did you mean {below[0]!r}? " if below else nearest(str(key), allowed)
+                    raise ValueError(f"unknown key {key!r}: {meant}allowed here: {', '.join(allowed)}")
         return values
+
+    @classmethod
+    def _keys_below(cls) -> list[str]:
+        """Return "loss.gce_q" and so on: the keys of the models that are this one's values, and of theirs."""
+        found = []
+        for name, field in cls.model_fields.items():
+            for model in (field.annotation, *get_args(field.annotation)):
+                if isinstance(model, type) and issubclass(model, StrictModel):
+                    found += [f"{name}.{key}" for key in (*model.model_fields, *model._keys_below())]
+        return found
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the result, as plain data: what a stage's fingerprint is made of."""

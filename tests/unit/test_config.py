@@ -82,6 +82,9 @@ def test_config_is_immutable(config_file: Path) -> None:
     ("overrides", "words"),
     [
         (["train.learning_rte=1e-5"], ["train", "'learning_rte'", "did you mean 'learning_rate'"]),
+        (["train.label_smoothing=0.1"], ["train", "'label_smoothing'", "did you mean 'loss.label_smoothing'"]),
+        (["train.offload_optimizer=cpu"], ["did you mean 'memory.offload_optimizer'"]),
+        (["zero_stage=3"], ["'zero_stage'", "did you mean 'train.zero_stage'"]),
         (["trian.max_steps=3"], ["'trian'", "did you mean 'train'"]),
         (["train.zero_stage=5"], ["train.zero_stage", "0, 1, 2 or 3", "given: 5"]),
         (["train.epochs=3"], ["exactly one of epochs and max_steps", "epochs=3", "max_steps=2"]),

@@ -28,6 +28,9 @@ STAGES = {
 }
 
 
+INTERRUPTED = 130
+
+
 class Terminated(BaseException):
     """SIGTERM arrived. Like KeyboardInterrupt it passes every handler and closes what is open."""
 
@@ -39,11 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     _quiet_libraries()
     again = "run the same command again to go on; what was finished is kept"
     try:
-        return _guarded(arguments)
+        code = _guarded(arguments)
     except KeyboardInterrupt:
         if arguments.debug:
             raise
-        return _fail(f"interrupted; {again}", 130)
+        code = _fail(f"interrupted; {again}", INTERRUPTED)
     except Terminated:
         return _fail(f"terminated; {again}", 143)
     except BrokenPipeError:
@@ -52,6 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output (head, less) has gone: not an error, but Python must not complain while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if code == INTERRUPTED:
+        # Everything of ours is closed. Another Ctrl-C ends the process at once, where libraries' exit handlers would show their traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return code
 
 
 def _nobody_reads() -> bool:

@@ -47,7 +47,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from cluster.doctor.render import render
 
     cluster = _cluster(arguments.cluster)
-    if cluster is not None and not _is_node_of(cluster):
+    if cluster is not None and cluster.file.kind != "local":
+        # Only a node's processes can join Ray, and an address does not tell whether this is one: 127.0.0.1 may be the end of a tunnel.
         from launcher.doctor_job import examine_from_head
 
         # Each of some ten questions may take the timeout, and the job has to start.
@@ -91,21 +92,6 @@ def _cluster(name: str | None) -> OpenCluster | None:
     cluster = open_cluster(name)
     cluster.up()
     return cluster
-
-
-def _is_node_of(cluster: OpenCluster) -> bool:
-    """Tell whether this machine is a node: only there can a process join Ray."""
-    import socket
-
-    from cluster.doctor.machine import look_at_interfaces
-
-    state = cluster.up()
-    hosts = [node.address for node in state.nodes] or [state.address.rpartition(":")[0]]
-    own = {each.address for each in look_at_interfaces()}
-    try:
-        return any(socket.gethostbyname(host) in own for host in hosts)
-    except OSError:
-        return False  # a name that only the cluster knows
 
 
 def _words(arguments: argparse.Namespace) -> list[str]:

@@ -1,4 +1,4 @@
-"""Lets the doctor work on a cluster that this machine is no node of: as a job on its head, whose output comes back."""
+"""Lets the doctor work on a cluster from wherever its dashboard is reached: as a job on its head, whose output comes back."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def examine_from_head(cluster: OpenCluster, words: Sequence[str], timeout_s: flo
     Paths in `words` are the head's. The job is ended when this call is interrupted. Raises ClusterError when it says nothing in
     `timeout_s` seconds, or nothing of use.
     """
-    head = ["-m", "launcher", "doctor", "--address", cluster.address, "--json", *words]
-    # Paths of a configuration begin where the user stands, if there is such a folder on the head.
-    command = f"cd {shlex.quote(os.getcwd())} 2>/dev/null; exec {shlex.join([cluster.file.python, *head])}"
+    doctor = shlex.join([cluster.file.python, "-m", "launcher", "doctor", "--json", *words])
+    # Paths of a configuration begin where the user stands, if there is such a folder on the head. Ray tells its jobs its address there: ours
+    # may be the end of a tunnel.
+    command = f'cd {shlex.quote(os.getcwd())} 2>/dev/null; exec {doctor} --address "$RAY_ADDRESS"'
     token = cluster.token() if cluster.token_path else None
     with dashboard_url(cluster) as url:
         jobs = RayJobs(url, token)

@@ -1,4 +1,4 @@
-"""`w2sr doctor --cluster NAME` on a cluster that `w2sr cluster up` made: from one of its nodes, and from a machine that is none."""
+"""`w2sr doctor --cluster NAME` on a cluster that `w2sr cluster up` made: on its own machine, and through its dashboard alone."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-@pytest.fixture
-def from_outside(lab: Lab) -> Iterator[Lab]:
-    """The node has an address that is not this machine's, as a head reached by ssh has; Ray and the dashboard are where they were."""
-    path = lab.home / "clusters" / "here" / "state.json"
-    kept = path.read_text()
-    state = json.loads(kept)
-    state["nodes"] = [node | {"address": "192.0.2.77"} for node in state["nodes"]]
-    path.write_text(json.dumps(state))
-    yield lab
-    path.write_text(kept)
+@pytest.fixture(scope="module")
+def from_outside(lab: Lab) -> Lab:
+    """The same cluster as `theirs`, of kind ray, whose dashboard is forwarded to this machine and whose Ray is not."""
+    state = json.loads((lab.home / "clusters" / "here" / "state.json").read_text())
+    file = {"kind": "ray", "address": "127.0.0.1:9", "dashboard": state["dashboard"], "token_file": str(lab.home / "clusters/here/token")}
+    (lab.folder / "theirs.yaml").write_text(json.dumps(file))
+    lab.w2sr("cluster", "up", "theirs.yaml")
+    return lab
 
 
 def test_a_node_of_the_cluster_asks_the_others_itself(lab: Lab) -> None:
@@ -43,17 +41,17 @@ def test_a_node_of_the_cluster_asks_the_others_itself(lab: Lab) -> None:
 
 
 def test_from_elsewhere_it_is_a_job_on_the_head(from_outside: Lab) -> None:
-    printed = from_outside.w2sr("doctor", "--cluster", "here", "--shared", "shared", "--json")
+    printed = from_outside.w2sr("doctor", "--cluster", "theirs", "--shared", "shared", "--json")
     found = json.loads(printed[printed.index("{\n") :])
     assert found["exit_code"] == 0
     assert {row["area"] for row in found["findings"]} >= {"nodes", "versions", "filesystem", "clock", "limits"}
-    printed = from_outside.w2sr("doctor", "--cluster", "here", "--shared", "nowhere", "--no-bandwidth", code=14)
+    printed = from_outside.w2sr("doctor", "--cluster", "theirs", "--shared", "nowhere", "--no-bandwidth", code=14)
     assert "FAIL filesystem usable" in printed
     assert from_outside.token not in printed
 
 
 def test_what_the_head_refuses_is_told_in_its_words(from_outside: Lab) -> None:
-    printed = from_outside.w2sr("doctor", "--cluster", "here", "--config", "none.yaml", code=2)
+    printed = from_outside.w2sr("doctor", "--cluster", "theirs", "--config", "none.yaml", code=2)
     assert "the doctor on the head gave no result; it said: " in printed
     assert "cannot read configuration" in printed
 

@@ -154,6 +154,26 @@ def test_adapters_for_unknown_layers_and_without_peft_are_refused(folder: Path, 
         add_adapters(model, LoraConfig())
 
 
+def test_adapters_of_layers_that_keep_their_weights_the_other_way_round_are_merged_right() -> None:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from w2sr.training.engine_lora import add_adapters
+    from w2sr.training.engine_weights import published
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2, n_positions=16, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    adapted, merged = GPT2LMHeadModel(config).eval(), GPT2LMHeadModel(config).eval()
+    add_adapters(adapted, LoraConfig(rank=4))
+    for name, parameter in adapted.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter)
+    merged.load_state_dict({name: tensor.value() for name, tensor in published(adapted).items()}, strict=False)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
+
+
 def test_a_disk_that_is_not_there_and_a_machine_without_libaio_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from w2sr.training.engine import check_nvme, import_deepspeed
 

@@ -223,7 +223,7 @@ def test_a_stop_at_a_time_comes_while_there_is_time_to_save(tmp_path: Path) -> N
         assert stop(0) is Stop.ASKED
 
 
-def test_the_time_a_stop_needs_is_that_of_two_steps_and_the_longest_of_what_comes_between(
+def test_the_time_a_stop_needs_is_that_of_two_steps_and_twice_the_longest_of_what_comes_between(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
@@ -237,6 +237,6 @@ def test_the_time_a_stop_needs_is_that_of_two_steps_and_the_longest_of_what_come
                 clock[0] += step_s
             with watch.timed("checkpoint"):
                 clock[0] += save_s
-        assert watch.next_s == 2 * 3 + 7
+        assert watch.next_s == 2 * (3 + 7)
     finally:
         watch.close()

@@ -192,6 +192,7 @@ def test_liger_gets_what_its_class_takes(monkeypatch: pytest.MonkeyPatch) -> Non
             self.softcap = softcap
 
         def forward(self, lin_weight: Any, _input: Any, target: Any, bias: Any = None) -> Any:
+            assert len(target), "the kernel divides by the number of tokens"
             logits = torch.nn.functional.linear(_input, lin_weight, bias)
             logits = logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
             return torch.nn.functional.cross_entropy(logits, target, reduction="sum")
@@ -212,6 +213,8 @@ def test_liger_gets_what_its_class_takes(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.autograd.backward(loss.total)
         torch.autograd.backward(expected.total)
         torch.testing.assert_close(model.get_output_embeddings().weight.grad, plain.get_output_embeddings().weight.grad)
+        filler = found.loss(Plain(model), batch.unsupervised())  # type: ignore[arg-type]
+        assert (filler.nll, float(filler.total.detach())) == (0.0, 0.0)
 
 
 def test_liger_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

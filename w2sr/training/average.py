@@ -29,7 +29,7 @@ class WeightAverage:
     def __init__(self, config: AverageConfig | None, engine: Engine, num_steps: int) -> None:
         self._config = config
         self._engine = engine
-        self._first = 1 + int(config.start * num_steps) if config is not None else num_steps + 1
+        self._first = 1 + int(config.start * num_steps + 1e-9) if config is not None else num_steps + 1
         self._values: list[torch.Tensor] = []
 
     def update(self, step: int) -> None:

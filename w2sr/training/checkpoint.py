@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,6 +93,9 @@ class Checkpoints:
         self._writer = Writer(in_background=asynchronous)
         self._open: Position | None = None
         self._last: int | None = None
+        self._began = 0.0
+        self.longest_write_s = 0.0
+        """Longest time from the copy of the state to a complete checkpoint, where that is awaited by nobody; 0 where it is."""
 
     def find(self, sharded: bool) -> Saved | None:
         """Return the checkpoint to go on from, as `find` does."""
@@ -108,7 +112,7 @@ class Checkpoints:
             return
         self.settle()
         self._writer.wait()
-        self._last, self._open = position.step, position
+        self._last, self._open, self._began = position.step, position, time.monotonic()
         aside = self._aside(position)
         if self._group.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
@@ -132,6 +136,8 @@ class Checkpoints:
         self._writer.wait()
         aside, position = self._aside(self._open), self._open
         self._open = None
+        if self._asynchronous:
+            self.longest_write_s = max(self.longest_write_s, time.monotonic() - self._began)
         sizes = self._group.all({str(Path(path).relative_to(aside)): size for path, size in self._writer.sizes().items()})
         if self._group.rank == 0:
             files = {name: size for of_rank in sizes for name, size in of_rank.items()}

@@ -23,7 +23,7 @@ def add_adapters(model: Any, lora: LoraConfig) -> None:
     except ImportError as error:
         raise UserError("train.lora needs peft: pip install 'w2sr[lora]'") from error
     targets = lora.targets or "all-linear"
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if type(module).__name__ == "Linear"}
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")}
     unknown = sorted(set(lora.targets or ()) - names)
     if unknown:
         raise UserError(f"train.lora.targets names {unknown[0]!r}, no linear layer of the model; it has: {', '.join(sorted(names))}")

@@ -47,7 +47,8 @@ def _merging(layer: Any, weight: torch.Tensor) -> Callable[[], torch.Tensor]:
         value: torch.Tensor = weight.detach().float()
         for adapter in layer.active_adapters:
             up, down = layer.lora_B[adapter].weight.detach().float(), layer.lora_A[adapter].weight.detach().float()
-            value = value + layer.scaling[adapter] * (up @ down)
+            change = layer.scaling[adapter] * (up @ down)
+            value = value + (change.T if layer.fan_in_fan_out else change)  # GPT-2's linear layers keep [in, out]
         return value
 
     return merged

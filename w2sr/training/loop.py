@@ -108,7 +108,7 @@ class _Trainer:
         self.ratios = UpdateRatios(spec, group, self.engine, first_step=self.position.step + 1)
 
     def run(self) -> bool:
-        """Do the remaining steps; return False when asked to stop (the state is saved). Raises StoppedEarly."""
+        """Do the remaining steps and save; return False when asked to stop before the last one. Raises StoppedEarly."""
         leads, file = self.group.rank == 0, Path(self.spec.output) / STOP_FILE
         with stop_requests(self.spec.stop_at if leads else None, file if leads else None) as stop_requested:
             while not self.is_over:
@@ -116,13 +116,16 @@ class _Trainer:
                 if step == 0:
                     self._evaluate(0)
                 with self.watch.step(step + 1):
-                    stop = self._step(step, stop_requested(self.watch.next_s))
+                    stop = self._step(step, stop_requested(self.watch.next_s + 2 * self.checkpoints.longest_write_s))
                 self._evaluate(step + 1)
                 if stop or ((step + 1) % self.spec.train.checkpoint_every == 0 and not self.is_over):
                     self._save()
                 if stop and not self.is_over:
                     self._stop(stop, file)
                     return False
+            # Here, where SIGTERM does not end the process in the middle of it.
+            self._save()
+            self.checkpoints.settle()
         return True
 
     @property
@@ -142,9 +145,7 @@ class _Trainer:
             )
 
     def finish(self) -> None:
-        """Save, export, say so, and then remove the checkpoint."""
-        self._save()
-        self.checkpoints.settle()
+        """Export, say so, and then remove the checkpoint."""
         exported_step = self.selection.put_in_place(self.position.step)
         probe = next(self.feed.micro_batches(self.feed.step(0)))[1]
         export(self.engine, self.group, self.spec.model, Path(self.spec.output) / "model", probe.input_ids)
@@ -205,7 +206,7 @@ class _Trainer:
         return nll, suspects
 
     def _refuse(self, step: int, what: str, suspects: list[str]) -> None:
-        names = sorted(name for of_rank in self.group.all(suspects) for name in of_rank)
+        names = sorted({name for of_rank in self.group.all(suspects) for name in of_rank})
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise UserError(
             f"{self.spec.name}: {what} of step {step + 1} is not finite; the weights were not changed by it. Its micro-batch holds "

@@ -43,27 +43,29 @@ class Watch:
         self._step_s = 0.0
         self._data_wait_s = self._memory_gb = 0.0
         self._last_line = time.monotonic()
-        self._stack = ExitStack()
         self._logs: list[MetricsLog | Tracker] = []
-        self._watchdog = Watchdog(output, group.rank, group.world_size, watch.step_timeout_s)
-        self._stack.callback(self._watchdog.close)
-        self._profiler = Profiler(watch.profile, output, group.rank)
-        self._stack.callback(self._profiler.close)
-        if group.rank == 0:
-            self._flops = ModelFlops.of(model)
-            self._peak = watch.peak_flops or peak_flops(group.device, spec.train.precision)
-            if self._peak is None:
-                _log.warning("no MFU: the peak of this GPU is not known here; give train.watch.peak_flops")
-            forget_steps_from(output / METRICS, first_step - 1)
-            self._logs.append(self._stack.enter_context(MetricsLog(output, first_step)))
-            for tracker in open_trackers(spec):
-                self._logs.append(tracker)
-                self._stack.callback(lambda tracker=tracker: tracker.close(self.finished))  # type: ignore[misc]
+        _forget_peak(group.device)
+        with ExitStack() as stack:
+            self._watchdog = Watchdog(output, group.rank, group.world_size, watch.step_timeout_s)
+            stack.callback(self._watchdog.close)
+            self._profiler = Profiler(watch.profile, output, group.rank)
+            stack.callback(self._profiler.close)
+            if group.rank == 0:
+                self._flops = ModelFlops.of(model)
+                self._peak = watch.peak_flops or peak_flops(group.device, spec.train.precision)
+                if self._peak is None:
+                    _log.warning("no MFU: the peak of this GPU is not known here; give train.watch.peak_flops")
+                forget_steps_from(output / METRICS, first_step - 1)
+                self._logs.append(stack.enter_context(MetricsLog(output, first_step)))
+                for tracker in open_trackers(spec):
+                    self._logs.append(tracker)
+                    stack.callback(lambda tracker=tracker: tracker.close(self.finished))  # type: ignore[misc]
+            self._stack = stack.pop_all()
 
     @property
     def next_s(self) -> float:
-        """About how many seconds may go until a stop that is not asked for now is saved: two steps, an evaluation and a checkpoint."""
-        return 2 * self._step_s + sum(self._longest.values())
+        """About how many seconds may go until a stop that is not asked for now is saved: two steps, an evaluation and a checkpoint each."""
+        return 2 * (self._step_s + sum(self._longest.values()))
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -132,6 +134,14 @@ def _memory_bytes(device: Any) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _forget_peak(device: Any) -> None:
+    """Let the most memory of a GPU be counted from now on: this process may have trained and exported another student before."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def forget_steps_from(path: Path, step: int) -> None:

@@ -31,8 +31,8 @@ def examine_from_head(cluster: OpenCluster, words: Sequence[str], timeout_s: flo
     `timeout_s` seconds, or nothing of use.
     """
     doctor = shlex.join([cluster.file.python, "-m", "launcher", "doctor", "--json", *words])
-    # Paths of a configuration begin where the user stands, if there is such a folder on the head. Ray tells its jobs its address there: ours
-    # may be the end of a tunnel.
+    # Paths of a configuration begin where the user stands, if there is such a folder on the head. Ray's address is what Ray tells its jobs:
+    # the one that we know may be the end of a tunnel.
     command = f'cd {shlex.quote(os.getcwd())} 2>/dev/null; exec {doctor} --address "$RAY_ADDRESS"'
     token = cluster.token() if cluster.token_path else None
     with dashboard_url(cluster) as url:

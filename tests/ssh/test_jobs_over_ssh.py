@@ -43,8 +43,8 @@ def start(hosts: Hosts, *arguments: object, on: str | None = None) -> subprocess
     return process
 
 
-def jobs(hosts: Hosts) -> list[dict[str, Any]]:
-    said = hosts.w2sr("jobs", "--json", on="a")
+def jobs(hosts: Hosts, on: str | None = "a") -> list[dict[str, Any]]:
+    said = hosts.w2sr("jobs", "--json", on=on)
     rows: list[dict[str, Any]] = json.loads(said)
     return rows
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from w2sr.errors import UserError
-from w2sr.planning.meta import meta_model
+from w2sr.planning.meta import explained, meta_model
 from w2sr.planning.shapes import ModelShape
 
 FEW, MORE = 2, 3  # layers that are run
@@ -59,18 +58,13 @@ def _run(shape: ModelShape, num_layers: int, num_tokens: int, dtype: str, recomp
     mask = torch.empty(1, num_tokens, dtype=torch.bool, device="meta")
     positions = torch.empty(1, num_tokens, dtype=torch.long, device="meta")
     counter = live_bytes([*model.parameters(), *model.buffers(), mask, positions])
-    try:
-        with counter:
-            inputs = torch.empty(1, num_tokens, width, dtype=getattr(torch, dtype), device="meta", requires_grad=True)
-            output = body(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
-            kept = counter.live
-            counter.peak = kept
-            output.backward(torch.empty_like(output))
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"model {shape.name!r}: its layers cannot be run without values ({str(error).splitlines()[0]}), so the memory of its "
-            "activations is not known; plan knows models whose layers ask no tensor for its values"
-        ) from error
+    advice = "plan knows models whose layers ask no tensor for its values"
+    with explained(shape.name, "its layers cannot be run without values, so the memory of its activations is not known", advice), counter:
+        inputs = torch.empty(1, num_tokens, width, dtype=getattr(torch, dtype), device="meta", requires_grad=True)
+        output = body(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+        kept = counter.live
+        counter.peak = kept
+        output.backward(torch.empty_like(output))
     return kept, counter.peak
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from w2sr.errors import UserError
 from w2sr.planning.assumptions import GIB, Assumptions
 from w2sr.planning.disk import checkpoint_bytes
 from w2sr.planning.layout import layout_of
+from w2sr.planning.meta import FOREIGN
 from w2sr.planning.shapes import shape_of
 from w2sr.planning.speed import training_speed
 from w2sr.planning.training_memory import training_memory
@@ -21,18 +23,20 @@ from w2sr.training.spec import TrainResult, TrainSpec
 from w2sr.training.watch import METRICS
 
 FILE = "plan.json"
+_log = logging.getLogger(__name__)
 MEMORY = "peak_memory_gb"  # in metrics.jsonl: the largest of all ranks, allocated on a GPU, resident on a CPU
 
 
 def record(spec: TrainSpec, result: TrainResult) -> None:
-    """Write plan.json into the student's folder. Of a model that plan does not know it says so."""
+    """Write plan.json into the student's folder. Of a model that plan does not know it says so, here and in the log."""
     folder = Path(spec.output)
     predicted: dict[str, Any] | None = None
     note = ""
     try:
         predicted = predict(spec, result, int(load_rows(Path(spec.rows)).lengths.max()))
-    except UserError as error:
-        note = str(error)
+    except FOREIGN as error:  # nothing that a prediction meets may keep a finished student from being committed
+        note = str(error) or type(error).__name__
+        _log.warning("%s is done; no prediction is written beside it: %s", spec.name, note)
     values = {"predicted": predicted, "actual": _actual(folder, result), "note": note}
     write_text(folder / FILE, json.dumps(values, indent=1) + "\n")
 

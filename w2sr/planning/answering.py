@@ -9,7 +9,7 @@ from functools import lru_cache
 from w2sr.planning.activations import live_bytes
 from w2sr.planning.assumptions import CPU_ANSWERING, GIB, Assumptions, Machine
 from w2sr.planning.cache import cache_bytes
-from w2sr.planning.meta import meta_model
+from w2sr.planning.meta import explained, meta_model
 from w2sr.planning.shapes import ModelShape
 from w2sr.planning.training_memory import Memory
 from w2sr.teachers.config import HFEngineConfig, PoolConfig, VLLMEngineConfig
@@ -74,14 +74,22 @@ def hf_memory(shape: ModelShape, engine: HFEngineConfig, lengths: tuple[int, int
 
 @lru_cache(maxsize=64)
 def prefill_bytes(shape: ModelShape, num_rows: int, num_tokens: int, dtype: str) -> int:
-    """Return the most bytes alive while `num_rows` prompts of `num_tokens` are read, cache included; weights aside. Run on meta."""
+    """Return the most bytes alive while `num_rows` prompts of `num_tokens` are read, cache included; weights aside. Run on meta.
+
+    Raises UserError for a model that cannot be run there.
+    """
     import torch
 
     model = meta_model(shape.name, json.loads(shape.config), dtype).eval()
     ids = torch.empty(num_rows, num_tokens, dtype=torch.long, device="meta")
     mask = torch.empty(num_rows, num_tokens, dtype=torch.bool, device="meta")
     counter = live_bytes([*model.parameters(), *model.buffers(), ids, mask])
-    with torch.no_grad(), counter:
+    advice = "plan knows models whose layers ask no tensor for its values"
+    with (
+        explained(shape.name, "it cannot read a prompt without values, so the memory for that is not known", advice),
+        torch.no_grad(),
+        counter,
+    ):
         model(input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=True, logits_to_keep=1)
     return int(counter.peak)
 

@@ -95,7 +95,7 @@ def layout_of(train: TrainConfig, shape: ModelShape, num_ranks: int | None = Non
         offload_activations=memory.offload_activations,
         secondary=memory.hpz_partition_size,
         sequence_parallel=memory.sequence_parallel,
-        masked=train.packing and str(shape.values.get("model_type")) not in PROVEN,
+        masked=train.packing and shape.model_type not in PROVEN,
         whole_logits=train.loss.kernel == "full",
         keeps_base=train.loss.kl_to_base > 0,
         averages=1 if train.optimizer.average is not None else 0,

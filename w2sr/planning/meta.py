@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 from w2sr.errors import UserError
 
 NAME = "w2sr_plan"
+# What the code of models raises over values that it does not expect.
+FOREIGN = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+@contextmanager
+def explained(name: str, what: str, advice: str) -> Iterator[None]:
+    """Turn what code that is not ours raises over the config.json of model `name` into a UserError: `what` failed, and what to do."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (StrictDataclassError, *FOREIGN) as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"model {name!r}: {what} ({said}); {advice}") from error
 
 
 def meta_model(name: str, values: dict[str, Any], dtype: str = "bfloat16", **changes: Any) -> Any:
@@ -19,17 +35,12 @@ def meta_model(name: str, values: dict[str, Any], dtype: str = "bfloat16", **cha
     from transformers import AutoConfig, AutoModelForCausalLM
 
     _register()
-    try:
+    what = f"transformers cannot build model_type={values.get('model_type')!r} from its config.json"
+    with explained(name, what, "check the file, or the version of transformers that the model needs"):
         config = AutoConfig.for_model(**{"model_type": "", **values, **changes})
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation=NAME)
         model.tie_weights()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"model {name!r}: transformers cannot build model_type={values.get('model_type')!r} from its config.json ({line}); "
-            "check the file, or the version of transformers that the model needs"
-        ) from error
     return model
 
 
@@ -42,7 +53,9 @@ def _register() -> None:
     class Fused(torch.autograd.Function):
         @staticmethod
         def forward(context: Any, query: Any, key: Any, value: Any) -> Any:
-            output = torch.empty_like(query)
+            sequences, heads, tokens, _ = query.shape
+            # As kernels lay it out, heads within tokens; a value may be narrower than a query.
+            output = query.new_empty(sequences, tokens, heads, value.shape[-1]).transpose(1, 2)
             statistics = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
             context.save_for_backward(query, key, value, output, statistics)
             return output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
@@ -20,12 +21,24 @@ CONFIG = "config.json"
 class ModelShape:
     """A model's parameters, without their values. Shapes are equal whatever they are called.
 
-    `parameters`: (name, sizes) of each, tied ones once, in the model's order. `config`: its config.json as JSON text.
+    `parameters`: (name, sizes) of each, tied ones once, in the model's order. `linear`: the last part of the name and (inputs, outputs) of
+    each linear layer but the head. `config`: the config.json of its text part as JSON text, defaults included. `num_looked_up`: elements of
+    the input embeddings, 0 where they are the head too. `max_positions`: tokens of a row at most, None where the model sets no limit.
     """
 
     name: str = field(compare=False)
     config: str
     parameters: tuple[tuple[str, tuple[int, ...]], ...]
+    linear: tuple[tuple[str, tuple[int, int]], ...]
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    num_heads: int
+    num_key_heads: int
+    head_size: int
+    num_looked_up: int
+    max_positions: int | None
 
     @cached_property
     def elements(self) -> tuple[int, ...]:
@@ -42,39 +55,15 @@ class ModelShape:
         """Elements of the parameters of one dimension: gains of norms and biases."""
         return sum(size for (_, sizes), size in zip(self.parameters, self.elements) if len(sizes) < 2)
 
-    @cached_property
+    @property
     def num_multiplied(self) -> int:
         """Parameters that a token is multiplied with: all but the input embeddings, which are looked up (tied ones are multiplied too)."""
-        embeddings = [_product(sizes) for name, sizes in self.parameters if name.endswith("embed_tokens.weight")]
-        return self.num_parameters - (0 if self.values.get("tie_word_embeddings") else sum(embeddings[:1]))
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The configuration as plain values, those of the text part of a larger model included."""
-        values = json.loads(self.config)
-        return {**values, **values.get("text_config", {})}
-
-    @property
-    def num_layers(self) -> int:
-        """Transformer blocks."""
-        return int(self.values["num_hidden_layers"])
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the residual stream."""
-        return int(self.values["hidden_size"])
-
-    @property
-    def vocab_size(self) -> int:
-        """Logits of a token."""
-        return int(self.values["vocab_size"])
+        return self.num_parameters - self.num_looked_up
 
     @property
     def attention_width(self) -> int:
         """Query heads times their size."""
-        values = self.values
-        heads = int(values["num_attention_heads"])
-        return heads * int(values.get("head_dim") or self.hidden_size // heads)
+        return self.num_heads * self.head_size
 
 
 def shape_of(name: str, folder: Path) -> ModelShape:
@@ -84,25 +73,61 @@ def shape_of(name: str, folder: Path) -> ModelShape:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"model {name!r}: cannot read {path} ({error.strerror}); give a folder with the model's config.json") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"model {name!r}: {path} is not valid JSON ({error}); copy the model's config.json again") from error
+    if not isinstance(values, dict):
+        raise UserError(
+            f"model {name!r}: {path} holds a {type(values).__name__}, not an object of keys; copy the model's config.json again"
+        )
     return shape_from(name, values)
 
 
 def shape_from(name: str, values: dict[str, Any]) -> ModelShape:
     """Return the shape of a model from the values of its config.json. Raises UserError when transformers does not know it."""
-    config, parameters = _built(json.dumps(values, sort_keys=True), name)
-    return ModelShape(name, config, parameters)
+    return dataclasses.replace(_built(json.dumps(values, sort_keys=True), name), name=name)
 
 
 @lru_cache(maxsize=16)
-def _built(text: str, name: str) -> tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]:
-    values = json.loads(text)
-    model = meta_model(name, values)
-    # Defaults that config.json leaves out are part of the shape.
-    own = {**model.config.get_text_config().to_dict(), "tie_word_embeddings": bool(model.config.tie_word_embeddings)}
-    full = json.dumps({**values, **own}, sort_keys=True, default=str)
-    return full, tuple((key, tuple(value.shape)) for key, value in model.named_parameters())
+def _built(text: str, name: str) -> ModelShape:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    model = meta_model(name, json.loads(text))
+    config, embeddings, head = model.config.get_text_config(), model.get_input_embeddings(), model.get_output_embeddings()
+    # Models call these by names of their own (GPT-2: n_layer); transformers maps the attributes, not the keys of config.json.
+    wanted = {
+        "num_layers": "num_hidden_layers",
+        "hidden_size": "hidden_size",
+        "vocab_size": "vocab_size",
+        "num_heads": "num_attention_heads",
+    }
+    sizes = {ours: _size(name, config, key) for ours, key in wanted.items()}
+    linear = [(key, each) for key, each in model.named_modules() if isinstance(each, (torch.nn.Linear, Conv1D)) and each is not head]
+    is_tied = head is None or head.weight is embeddings.weight
+    return ModelShape(
+        name=name,
+        # Defaults that config.json leaves out are part of the shape.
+        config=json.dumps({**config.to_dict(), "tie_word_embeddings": is_tied}, sort_keys=True, default=str),
+        parameters=tuple((key, tuple(value.shape)) for key, value in model.named_parameters()),
+        linear=tuple((key.rsplit(".", 1)[-1], (each.weight.shape[0], each.weight.shape[1])) for key, each in linear),
+        model_type=str(model.config.model_type),
+        num_key_heads=getattr(config, "num_key_value_heads", None) or sizes["num_heads"],
+        head_size=getattr(config, "head_dim", None) or sizes["hidden_size"] // sizes["num_heads"],
+        num_looked_up=0 if is_tied else embeddings.weight.numel(),
+        max_positions=getattr(config, "max_position_embeddings", None),
+        **sizes,
+    )
+
+
+def _size(name: str, config: Any, key: str) -> int:
+    value = getattr(config, key, None)
+    if not isinstance(value, int) or value < 1:
+        what = "has no" if value is None else f"has {key}={value!r}, which is no number of at least 1, as"
+        raise UserError(
+            f"model {name!r} (model_type={config.model_type!r}) {what} {key}; plan knows transformers whose layers are alike: check "
+            "config.json, or take another model"
+        )
+    return value
 
 
 def config_folder(name: str) -> Path:
@@ -124,18 +149,6 @@ def config_folder(name: str) -> Path:
         f"model {name!r}: no {CONFIG} of it is on this machine, and plan downloads nothing; copy the model's config.json (a few hundred "
         "bytes, no weights needed) into a folder and name that folder"
     )
-
-
-def weight_bytes_on_disk(folder: Path) -> int | None:
-    """Return the bytes of the tensors in a folder's safetensors files, read from their headers; None when there are no weights."""
-    total, found = 0, False
-    for path in sorted(folder.glob("*.safetensors")):
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        found = True
-        ends = (value["data_offsets"] for key, value in header.items() if key != "__metadata__")
-        total += sum(end - start for start, end in ends)
-    return total if found else None
 
 
 def _product(sizes: tuple[int, ...]) -> int:

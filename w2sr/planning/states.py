@@ -52,12 +52,12 @@ def trained(shape: ModelShape, layout: Layout) -> Trained:
     """Return what is trained: everything, or the adapters (two matrices beside each linear layer but the head)."""
     if layout.lora_rank is None:
         return Trained(shape.elements, shape.num_vectors)
-    found: list[int] = []
-    for name, sizes in shape.parameters:
-        module = name.removesuffix(".weight").rsplit(".", 1)[-1]
-        wanted = layout.lora_targets is None or module in layout.lora_targets
-        if len(sizes) == 2 and wanted and "embed" not in name and module != "lm_head":
-            found += [layout.lora_rank * size for size in sizes]
+    found = [
+        layout.lora_rank * size
+        for name, sizes in shape.linear
+        if layout.lora_targets is None or name in layout.lora_targets
+        for size in sizes
+    ]
     return Trained(tuple(found), 0, shape.elements)
 
 

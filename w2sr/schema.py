@@ -20,7 +20,7 @@ def nearest(word: str, allowed: list[str]) -> str:
 class StrictModel(BaseModel):
     """A pydantic model that refuses unknown keys by name."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

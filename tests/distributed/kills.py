@@ -44,7 +44,7 @@ MOMENTS: dict[str, tuple[Any, str]] = {
     "writing a row of metrics": (MetricsLog, "log"),
     "taking the state for a checkpoint": (Engine, "save"),
     "writing a checkpoint's file": (Writer, "_save"),
-    "syncing a checkpoint's files": (checkpoint, "sync_files"),
+    "syncing a checkpoint's files": (checkpoint, "sync_tree"),
     "writing the manifest, renaming": (checkpoint.Checkpoints, "_complete"),
     "removing the checkpoint before": (checkpoint.Checkpoints, "_remove_before"),
     "exporting: writing the model": (export, "write_weights"),

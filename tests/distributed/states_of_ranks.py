@@ -7,20 +7,27 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-
-def live_storages() -> dict[int, int]:
-    """Return the bytes of every tensor's storage in this process, by address; gradients are reached through their parameters."""
+if TYPE_CHECKING:
     import torch
 
-    found: dict[int, int] = {}
+
+def live_storages() -> dict[int, torch.UntypedStorage]:
+    """Return every tensor's storage in this process, by address; gradients are reached through their parameters.
+
+    Whoever keeps them keeps their addresses from being given to other tensors.
+    """
+    import torch
+
+    found: dict[int, torch.UntypedStorage] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # isinstance wakes deprecated proxies
         tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor) and each.device.type == "cpu"]
     for tensor in tensors:
         for each in (tensor, tensor.grad if tensor.is_leaf else None):
             if each is not None:
-                found[each.untyped_storage().data_ptr()] = each.untyped_storage().nbytes()
+                found[each.untyped_storage().data_ptr()] = each.untyped_storage()
     return found
 
 
@@ -45,7 +52,7 @@ def main(path: str) -> None:
                 engine.backward(loss, last)
                 del loss
                 gc.collect()
-                held = sum(size for place, size in live_storages().items() if place not in before)
+                held = sum(storage.nbytes() for place, storage in live_storages().items() if place not in before)
                 found[name] = max(found.get(name, 0), held)
             if step == 0:
                 engine.step(1e-4)

@@ -15,6 +15,7 @@ import pytest
 from tests.distributed.kills import Kill
 from tests.distributed.ranks import ROOT, environment, make_spec, started, steps_logged, train_on_ranks, wait_for_step, write_spec
 from w2sr.errors import StoppedEarly, UserError
+from w2sr.training.checkpoint import write_manifest
 from w2sr.training.spec import TrainResult, TrainSpec
 
 # With the parts of a checkpoint that are not DeepSpeed's: an average, and what the selection split has decided.
@@ -111,9 +112,14 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     checkpoint = Path(spec.output) / "checkpoints" / "step-00000002"
     checkpoint.mkdir(parents=True)
     position = {"step": 2, "tokens": 1, "supervised_tokens": 1, "seconds": 1.0, "rank_seconds": 1.0, "sizes": [[1, 1]], "files": {}}
-    (checkpoint / "complete.json").write_text(json.dumps({**position, "identity": "other", "world_size": 1}))
+    write_manifest(checkpoint / "complete.json", {**position, "identity": "other", "world_size": 1})
     with pytest.raises(UserError, match="belongs to another training"):
         train(spec)
+    whole = (checkpoint / "complete.json").read_text()
+    for spoilt in (whole[:-20], whole.replace('"step": 2', '"step": 1'), "[]"):
+        (checkpoint / "complete.json").write_text(spoilt)
+        with pytest.raises(UserError, match=r"is damaged: complete.json is not what was written. It is the only one .* or remove"):
+            train(spec)
 
 
 @pytest.mark.usefixtures("alone")

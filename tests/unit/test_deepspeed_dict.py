@@ -11,7 +11,7 @@ import pytest
 from w2sr.errors import UserError
 from w2sr.training.config import TrainConfig
 from w2sr.training.deepspeed_dict import deepspeed_config
-from w2sr.training.deepspeed_keys import DECIDED_BY, OTHERS, TUNABLE, decided_by, leaves
+from w2sr.training.deepspeed_keys import DECIDED_BY, OTHERS, SECTIONS, TUNABLE, decided_by, leaves
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "deepspeed.json"
 
@@ -33,6 +33,7 @@ CASES = {
     "zero3-bf16-gpu-offload": on_gpu({"offload_optimizer": "cpu", "offload_parameters": "cpu", "pin_memory": False}),
     "zero3-bf16-gpu-nvme": on_gpu({"offload_optimizer": "nvme", "offload_parameters": "nvme", "nvme_path": "/local_nvme"}),
     "zero3-bf16-gpu-zero++": on_gpu({"hpz_partition_size": 8, "quantized_weights": True, "quantized_gradients": True}),
+    "zero3-bf16-gpu-muon": on_gpu({}, optimizer={"type": "muon", "muon_learning_rate": 0.01}, max_grad_norm=None),
     "zero3-bf16-gpu-override": on_gpu({}, deepspeed={"aio": {"queue_depth": 32}, "zero_optimization": {"reduce_bucket_size": 1000}}),
 }
 
@@ -80,6 +81,11 @@ def test_every_deciding_key_of_train_exists() -> None:
         ({"bf16": {"enabled": True}}, "decided by train.precision"),
         ({"scheduler": {}}, "decided by train.schedule"),
         ({"wall_clock_break_down": True}, "did you mean 'wall_clock_breakdown'.*allowed: aio"),
+        ({"aio": {"queue_dpth": 3}}, r"deepspeed.aio.queue_dpth is no key .*did you mean 'queue_depth'"),
+        ({"zero_optimization": {"reduce_bucket_sizze": 3}}, r"zero_optimization.reduce_bucket_sizze is no key .*'reduce_bucket_size'"),
+        ({"zero_optimization": {"cpu_offload": True}}, r"decided by train.memory.offload_optimizer"),
+        ({"zero_optimization": {"reduce_scatter": True}}, r"decided by train.optimizer"),
+        ({"zero_optimization": {"offload_param": {"max_in_gpu": 1}}}, r"offload_param.max_in_gpu is no key .*allowed: buffer_count"),
     ],
 )
 def test_a_key_that_follows_from_ours_is_refused_with_what_decides_it(override: dict[str, Any], message: str) -> None:
@@ -101,11 +107,21 @@ def test_deepspeed_itself_accepts_every_configuration_and_knows_every_key() -> N
 
     import_deepspeed(on_gpu=False)
     from deepspeed.runtime import config as module
-    from deepspeed.runtime.zero.config import get_zero_config
+    from deepspeed.runtime.precision_config import DeepSpeedFP16Config
+    from deepspeed.runtime.swap_tensor.constants import AIO_FORMAT
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig, get_zero_config
+    from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig, DeepSpeedZeroOffloadParamConfig
 
     files = [Path(module.__file__), *Path(module.__file__).parents[1].rglob("constants.py")]
     source = "".join(path.read_text() for path in files)
     assert [key for key in OTHERS if f'"{key}"' not in source and f"'{key}'" not in source] == []
+    known = set(DeepSpeedZeroConfig.model_fields) | {field.alias for field in DeepSpeedZeroConfig.model_fields.values()}
+    offload = (DeepSpeedZeroOffloadOptimizerConfig, DeepSpeedZeroOffloadParamConfig)
+    assert set(SECTIONS["zero_optimization"]) <= known
+    for section, model in zip(("offload_optimizer", "offload_param"), offload, strict=True):
+        assert set(SECTIONS[f"zero_optimization.{section}"]) <= set(model.model_fields)
+    assert set(SECTIONS["fp16"]) <= set(DeepSpeedFP16Config.model_fields)
+    assert all(f'"{key}"' in AIO_FORMAT for key in SECTIONS["aio"])
     for name, values in dicts().items():
         assert get_zero_config(values).stage == CASES[name].zero_stage
 

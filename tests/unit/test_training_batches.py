@@ -43,6 +43,21 @@ def test_what_is_not_given_is_filled_in_once_and_survives_a_round_trip() -> None
         ({"global_batch_tokens": 4095}, "global_batch_tokens=4095 is less than max_length=4096"),
         ({"global_batch_size": 9}, r"9 is not divisible by .* 2 \* 2; nearest valid: 8, 12; or give micro_batch_tokens"),
         ({"global_batch_size": 1, "micro_batch_size": None, "micro_batch_tokens": 4096}, "makes 1 sequences a step, too few for 2 ranks"),
+        (
+            {
+                "global_batch_size": 32,
+                "micro_batch_size": None,
+                "micro_batch_tokens": 4096,
+                "packing": True,
+                "num_ranks": 70,
+                "memory": {"sequence_parallel": 2},
+            },
+            "too few for 70 ranks: .* Give at most 64 ranks",
+        ),
+        (
+            {"global_batch_size": 32, "packing": True, "num_ranks": 4, "min_ranks": 3, "memory": {"sequence_parallel": 2}},
+            "min_ranks=3 allows no group smaller than num_ranks=4: 3 ranks do not divide into groups of memory.sequence_parallel=2",
+        ),
         ({"global_batch_tokens": 8191}, "global_batch_tokens=8191 with max_length=4096 makes 1 sequences a step, too few for 2 ranks"),
     ],
 )

@@ -33,6 +33,24 @@ def test_a_spec_that_is_not_json_is_refused() -> None:
         TrainSpec.from_json("{", "spec.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stop_by": "2026-12-01T06:00:00"}, r"stop_by is '2026-12-01T06:00:00'; give a time with its zone"),
+        ({"stop_by": "tomorrow"}, r"stop_by is 'tomorrow'; give a time with its zone, such as .*, or null"),
+        ({"train": {"learning_rte": 1, "max_steps": 1}}, r"train: unknown key 'learning_rte': did you mean 'learning_rate'"),
+        ({"train": {"max_steps": 0}}, r"train.max_steps: Input should be greater than 0 \(given: 0\)"),
+        ({"seed": "x"}, r"seed is 'x'; give a whole number"),
+        ({"rows": 3}, r"rows is 3; give a text"),
+    ],
+)
+def test_a_spec_that_a_hand_has_spoilt_is_refused_by_key(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=f"spec.json: {message}"):
+        TrainSpec.from_json(json.dumps({**json.loads(spec().to_json()), **change}), "spec.json")
+    with pytest.raises(UserError, match=r"spec.json is no JSON object but 5"):
+        TrainSpec.from_json("5", "spec.json")
+
+
 def test_there_is_no_result_before_the_training_is_finished(tmp_path: Path) -> None:
     assert TrainResult.load(tmp_path) is None
     result = TrainResult(2, 20, 10, 0.5, 0.75, ((1, 2), (2, 1)), 2, "all steps")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +18,12 @@ from w2sr.errors import UserError
 from w2sr.training import trackers
 from w2sr.training.config import TrainConfig
 from w2sr.training.flops import ModelFlops, peak_flops
+from w2sr.training.profiling import check_profile
 from w2sr.training.signals import Stop, stop_requests
 from w2sr.training.spec import TrainSpec
 from w2sr.training.watch import Watch
 from w2sr.training.watchdog import Watchdog, digest
+from w2sr.training.writing import Writer
 
 
 def tiny_model(tied: bool) -> Any:
@@ -91,6 +95,47 @@ def test_the_digest_names_first_whom_the_others_wait_for() -> None:
     assert digest({0: waiting, 1: waiting}, 2).endswith("nobody is late: look at the network between the nodes")
 
 
+def test_every_stall_between_steps_is_told_and_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("LOOK_S", 0.02), ("MOST_S", 0.2)):
+        monkeypatch.setattr(f"w2sr.training.watchdog.{name}", seconds)
+    said, dog = tmp_path / "stalls" / "said.txt", Watchdog(tmp_path, 0, 1, None)
+    try:
+        for number in (1, 2):
+            dog.begin(number)
+            dog.end()
+            deadline = time.monotonic() + 30
+            while not (said.is_file() and f"after step {number} takes" in said.read_text()) and time.monotonic() < deadline:
+                time.sleep(0.02)
+        dog.begin(3)
+        dog.end()
+    finally:
+        dog.close()
+    took, went_on = r"what comes after step {} takes 0 s so far: rank 0 at work in .*", r"what comes after step {} went on after \d+ s"
+    lines = "\n".join(text.format(number) for number in (1, 2) for text in (took, went_on))
+    assert re.fullmatch(lines + "\n", said.read_text()), said.read_text()
+
+
+def test_a_rank_that_waits_for_its_own_disk_is_not_said_to_wait_for_others(tmp_path: Path) -> None:
+    writer, dog = Writer(in_background=True), Watchdog(tmp_path, 0, 1, 0.2)
+    try:
+        dog.begin(1)
+        writer.submit(lambda: time.sleep(3))
+        writer.wait()
+        dog.end()
+    finally:
+        dog.close()
+        writer.close()
+    assert "step 1 takes" in (said := (tmp_path / "stalls" / "said.txt").read_text())
+    assert re.search(r"rank 0 at work in wait \(w2sr/training/writing.py:\d+\)", said)
+
+
+def test_a_profile_of_steps_that_do_not_come_is_refused() -> None:
+    config = TrainConfig.model_validate({"max_steps": 9, "watch": {"profile": {"steps": [5, 12]}}}).watch.profile
+    check_profile(config, 5)
+    with pytest.raises(UserError, match=r"profile.steps=\[5, 12\], but the training has 4 steps"):
+        check_profile(config, 4)
+
+
 def test_the_limit_of_a_step_follows_the_steps_before_it(tmp_path: Path) -> None:
     dog = Watchdog(tmp_path, 0, 1, None)
     try:
@@ -106,8 +151,8 @@ def test_the_limit_of_a_step_follows_the_steps_before_it(tmp_path: Path) -> None
         dog.close()
 
 
-def make_spec(output: Path, *names: str) -> TrainSpec:
-    train = TrainConfig.model_validate({"max_steps": 2, "watch": {"trackers": names, "project": "ours"}})
+def make_spec(output: Path, *names: str, max_steps: int = 2) -> TrainSpec:
+    train = TrainConfig.model_validate({"max_steps": max_steps, "watch": {"trackers": names, "project": "ours"}})
     return TrainSpec("all-seed0", 0, train, "model", "digest", "rows", str(output))
 
 
@@ -186,7 +231,7 @@ def test_an_mlflow_that_goes_away_is_said_once_and_one_that_never_answers_is_ref
         trackers.open_trackers(make_spec(tmp_path / "other", "mlflow"))
 
 
-def test_wandb_gets_a_run_whose_identity_is_the_students_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_a_run_whose_identity_is_the_folder_and_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, sent = list[dict[str, Any]](), list[Any]()
 
     class Run:
@@ -200,14 +245,25 @@ def test_wandb_gets_a_run_whose_identity_is_the_students_folder(tmp_path: Path, 
         begun.append(options)
         return Run()
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    for output in (tmp_path, tmp_path, tmp_path / "other"):
-        (tracker,) = trackers.open_trackers(make_spec(output, "wandb"))
+    fake = SimpleNamespace(init=init, errors=SimpleNamespace(Error=KeyError))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr("w2sr.training.spec.rows_digest", str)
+    for output, max_steps in ((tmp_path, 2), (tmp_path, 2), (tmp_path / "other", 2), (tmp_path, 3)):
+        (tracker,) = trackers.open_trackers(make_spec(output, "wandb", max_steps=max_steps))
         tracker.log(3, {"loss": 1.5})
         tracker.close(False)
-    assert begun[0]["id"] == begun[1]["id"] != begun[2]["id"]
+    first, *others = (options["id"] for options in begun)
+    assert others[0] == first
+    assert len({*others}) == 3
     assert (begun[0]["project"], begun[0]["name"], begun[0]["resume"]) == ("ours", "all-seed0", "allow")
     assert sent[:2] == [({"loss": 1.5}, 3), 1]
+
+    def refuse(**_: Any) -> Run:
+        raise KeyError("no key")
+
+    fake.init = refuse
+    with pytest.raises(UserError, match=r"W&B cannot begin a run \('no key'\); log in on all nodes"):
+        trackers.open_trackers(make_spec(tmp_path, "wandb"))
 
 
 def test_a_stop_at_a_time_comes_while_there_is_time_to_save(tmp_path: Path) -> None:

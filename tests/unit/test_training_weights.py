@@ -70,7 +70,8 @@ def test_a_weight_for_a_teacher_that_there_is_not_is_refused() -> None:
     [
         ({"gce_q": 0.5, "confidence": 0.2}, r"gce_q=0.5, confidence=0.2: .*at most one"),
         ({"gce_q": 1.5}, "less than or equal to 1"),
-        ({"verdict_weights": {"incorrect": 0}}, "greater than 0"),
+        ({"verdict_weights": {"incorrect": 0}}, "greater than or equal to 0.000001"),
+        ({"agreement_power": float("inf")}, "less than or equal to 4|finite"),
         ({"verdict_weights": {"wrong": 0.5}}, "correct"),
         ({"kernel": "liger", "gce_q": 0.5}, r"plain NLL, without gce_q"),
         ({"kernel": "liger", "normalise": "traces"}, r"plain NLL, without normalise"),

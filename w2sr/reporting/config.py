@@ -16,10 +16,9 @@ PricedStage = Literal["generate", "verify", "train", "evaluate", "analyse"]
 class EndpointPrice(StrictModel):
     """What an endpoint takes for a million tokens."""
 
-    input: float = Field(0.0, ge=0, allow_inf_nan=False, description="Price of a million tokens of prompts.", json_schema_extra=PLACEMENT)
+    input: float = Field(0.0, ge=0, description="Price of a million tokens of prompts.", json_schema_extra=PLACEMENT)
     output: float = Field(
         ge=0,
-        allow_inf_nan=False,
         description="Price of a million generated tokens, hidden ones too.",
         json_schema_extra=PLACEMENT,
     )

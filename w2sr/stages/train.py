@@ -28,6 +28,7 @@ from w2sr.training.export_plan import num_parameters
 from w2sr.training.loop import remove_checkpoints, train_each
 from w2sr.training.order import Course
 from w2sr.training.prepare import RowsMaker, remove_own_rows, shares_of
+from w2sr.training.profiling import check_profile
 from w2sr.training.schedule import check_schedule
 from w2sr.training.selection import check_rows
 from w2sr.training.signals import STOP_FILE
@@ -124,6 +125,7 @@ def _prepare(run: Run, folder: Path, digest: str, todo: list[tuple[str, int, Sta
         store = load_rows(rows)
         steps = Course(store.lengths, store.parts, train, seed).num_steps
         check_schedule(train, steps)
+        check_profile(train.watch.profile, steps)
         selection = None if watched is None else str(watched.resolve())
         output, until = str(stage.folder.resolve()), None if stop_by is None else stop_by.isoformat()
         spec = TrainSpec(stage.folder.name, seed, train, str(folder), digest, str(rows.resolve()), output, selection, until)

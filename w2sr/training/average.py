@@ -32,6 +32,11 @@ class WeightAverage:
         self._first = 1 + int(config.start * num_steps + 1e-9) if config is not None else num_steps + 1
         self._values: list[torch.Tensor] = []
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is an average; of none that is asked for, the weights themselves."""
+        return self._config is None or bool(self._values)
+
     def update(self, step: int) -> None:
         """Take in the weights after optimizer step `step` (from 1). Every step, in order."""
         if self._config is None or step < self._first:

@@ -18,20 +18,26 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from w2sr.artifacts import digest_of
 from w2sr.errors import UserError
-from w2sr.tables import sync_folder, write_text
+from w2sr.tables import sync_folder, sync_tree, write_text
 from w2sr.training.dist import Group
 from w2sr.training.engine import Engine
-from w2sr.training.universal import ASIDE, sync_files, universal_form
+from w2sr.training.universal import ASIDE, universal_form
 from w2sr.training.writing import Writer
 
 COMPLETE = "complete.json"
 TAG = "state"
 UNIVERSAL = "universal"
+_ADVICE = (
+    "It is the only one (an older one goes when the next is complete): restore its files from a backup, or remove {} to train from the "
+    "first step again"
+)
 _FINAL = re.compile(r"step-(\d{8})")
 
 
@@ -121,7 +127,7 @@ class Checkpoints:
         engine.save(aside, TAG, self._writer)
         for part in parts:
             part(aside, self._group.rank, self._writer)
-        self._writer.submit(lambda: sync_files(aside))
+        self._writer.submit(lambda: sync_tree(aside))
         if not self._asynchronous:
             self.settle()
 
@@ -155,7 +161,7 @@ class Checkpoints:
         return self.folder / f".{_name(position)}.aside"
 
     def _complete(self, aside: Path, final: Path, values: dict[str, Any]) -> None:
-        write_text(aside / COMPLETE, json.dumps(values, indent=1) + "\n")
+        write_manifest(aside / COMPLETE, values)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
         sync_folder(self.folder)
@@ -176,7 +182,7 @@ def find(group: Group, folder: Path, identity: str, sharded: bool) -> Saved | No
     newest = group.from_rank_zero(str(newest) if newest else None)
     if newest is None:
         return None
-    values = json.loads((Path(newest) / COMPLETE).read_text(encoding="utf-8"))
+    values = _read_manifest(Path(newest) / COMPLETE)
     found, world_size, files = values.pop("identity"), values.pop("world_size"), values.pop("files")
     if found != identity:
         raise UserError(
@@ -191,6 +197,19 @@ def find(group: Group, folder: Path, identity: str, sharded: bool) -> Saved | No
     return Saved(position, Path(newest) / UNIVERSAL, universal=True)
 
 
+def write_manifest(path: Path, values: dict[str, Any]) -> None:
+    """Write what a checkpoint says of itself, with a digest."""
+    write_text(path, json.dumps({**values, "digest": digest_of(values)}, indent=1) + "\n")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    with suppress(ValueError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and values.pop("digest", None) == digest_of(values):
+            return values
+    raise UserError(f"checkpoint {path.parent} is damaged: {path.name} is not what was written. {_ADVICE.format(path.parent)}")
+
+
 def _refuse_damage(group: Group, checkpoint: Path, files: dict[str, int]) -> None:
     """Raise UserError on every rank when a file of the checkpoint is not what was written; each rank reads its share of them.
 
@@ -201,10 +220,7 @@ def _refuse_damage(group: Group, checkpoint: Path, files: dict[str, int]) -> Non
     found = sorted(text for of_rank in group.all(damaged) for text in of_rank)
     if found:
         more = f" and {len(found) - 1} more files" if len(found) > 1 else ""
-        raise UserError(
-            f"checkpoint {checkpoint} is damaged: {found[0]}{more}. It is the only one (an older one goes when the next is complete): "
-            f"restore its files from a backup, or remove {checkpoint} to train from the first step again"
-        )
+        raise UserError(f"checkpoint {checkpoint} is damaged: {found[0]}{more}. {_ADVICE.format(checkpoint)}")
 
 
 def _damage(path: Path, size: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -90,7 +90,7 @@ class TrainConfig(StrictModel):
         description="Further students, of several arms by weight, for example [{name: blend, parts: {correct: 0.7, gold: 0.3}}].",
         json_schema_extra=PLACEMENT,
     )
-    seeds: list[int] = Field(
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
         default_factory=lambda: [0],
         min_length=1,
         description="One student for each arm, or mixture, and seed.",
@@ -298,6 +298,9 @@ class TrainConfig(StrictModel):
         if least > self.num_ranks:
             raise ValueError(f"min_ranks={least} is more than num_ranks={self.num_ranks}; give at most that, or leave it out: not elastic")
         if least < self.num_ranks and len(self.group_sizes) == 1:
+            undivided = self.memory.undivided(self.num_ranks - 1)
+            if undivided is not None:
+                raise ValueError(f"min_ranks={least} allows no group smaller than num_ranks={self.num_ranks}: {undivided}")
             raise ValueError(
                 f"min_ranks={least} allows no group smaller than num_ranks={self.num_ranks}: {self._which_carry(self.num_ranks - 1)}"
             )
@@ -357,7 +360,7 @@ class TrainConfig(StrictModel):
                 batch = f"global_batch_tokens={self.global_batch_tokens} with max_length={self.max_length}"
             return (
                 f"{batch} makes {self._most_shares()} sequences a step, too few for {most} ranks: some would have nothing to do. Give at "
-                f"most {self._most_shares()} ranks or a larger global batch"
+                f"most {self._most_shares() * self.memory.sequence_parallel} ranks or a larger global batch"
             )
         sizes = ", ".join(str(size) for size in range(1, most + 1) if self._carries(size)) or "none"
         return (

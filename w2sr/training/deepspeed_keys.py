@@ -31,6 +31,10 @@ DECIDED_BY = {
     "zero_optimization.offload_param.nvme_path": "train.memory.nvme_path",
     "zero_optimization.offload_param.pin_memory": "train.memory.pin_memory",
     "zero_optimization.zero_hpz_partition_size": "train.memory.hpz_partition_size",
+    "zero_optimization.cpu_offload": "train.memory.offload_optimizer",
+    "zero_optimization.cpu_offload_param": "train.memory.offload_parameters",
+    "zero_optimization.cpu_offload_use_pin_memory": "train.memory.pin_memory",
+    "zero_optimization.reduce_scatter": "train.optimizer",
     "zero_optimization.mics_shard_size": "train.memory.hpz_partition_size (DeepSpeed has removed MiCS)",
     "zero_optimization.zero_quantized_weights": "train.memory.quantized_weights",
     "zero_optimization.zero_quantized_gradients": "train.memory.quantized_gradients",
@@ -66,6 +70,38 @@ OTHERS = (
     "wall_clock_breakdown",
     "zero_force_ds_cpu_optimizer",
 )
+# What there is in the sections that have most keys, besides what DECIDED_BY and TUNABLE name. An unknown key of theirs would be ignored, or
+# refused only when the ranks start.
+SECTIONS = {
+    "aio": ("block_size", "intra_op_parallelism", "overlap_events", "queue_depth", "single_submit", "use_gds"),
+    "fp16": ("consecutive_hysteresis",),
+    "zero_optimization": (
+        "allgather_partitions",
+        "allgather_sequential",
+        "contiguous_gradients",
+        "enable_sanity_checks",
+        "ignore_unused_parameters",
+        "leaf_module",
+        "legacy_stage1",
+        "log_trace_cache_warnings",
+        "memory_efficient_linear",
+        "offload_optimizer",
+        "offload_param",
+        "override_module_apply",
+        "round_robin_gradients",
+        "save_muon_momentum_buffer_in_memory",
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+        "stage3_model_persistence_threshold",
+        "stage3_module_granularity_threshold",
+        "stage3_use_all_reduce_for_fetch_params",
+        "sub_group_size",
+        "use_multi_rank_bucket_allreduce",
+        "zero_quantized_nontrainable_weights",
+    ),
+    "zero_optimization.offload_optimizer": ("buffer_count", "cpuadam_cores_perc", "fast_init", "pipeline_read", "pipeline_write", "ratio"),
+    "zero_optimization.offload_param": ("buffer_count", "buffer_size", "max_in_cpu"),
+}
 
 
 def refuse_derived(override: Mapping[str, Any]) -> None:
@@ -74,10 +110,20 @@ def refuse_derived(override: Mapping[str, Any]) -> None:
         deciding = decided_by(path)
         if deciding is not None:
             raise ValueError(f"deepspeed.{path} is decided by {deciding}; set that, and leave deepspeed.{path} out")
-        top = path.split(".")[0]
-        known = sorted({*OTHERS, *(name.split(".")[0] for name in (*DECIDED_BY, *TUNABLE) if name not in DECIDED_BY)})
-        if top not in known:
-            raise ValueError(f"deepspeed.{top} is no key that a training can use; {nearest(top, known)}allowed: {', '.join(known)}")
+        _refuse_unknown(path)
+
+
+def _refuse_unknown(path: str) -> None:
+    parts = path.split(".")
+    for depth, key in enumerate(parts):
+        section = ".".join(parts[:depth])
+        if section and section not in SECTIONS:
+            return
+        allowed = {name.removeprefix(f"{section}.") for name in TUNABLE if name.startswith(f"{section}.")}
+        allowed |= set(SECTIONS[section] if section else (*OTHERS, *(name for name in SECTIONS if "." not in name)))
+        if key not in allowed:
+            where, known = f"deepspeed.{'.'.join(parts[: depth + 1])}", sorted(allowed)
+            raise ValueError(f"{where} is no key that a training can use; {nearest(key, known)}allowed: {', '.join(known)}")
 
 
 def decided_by(path: str) -> str | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from w2sr.tables import sync_folder, write_text
+from w2sr.tables import sync_folder, sync_tree, write_text
 from w2sr.training.dist import Group
 from w2sr.training.engine import Engine
 from w2sr.training.engine_lora import write_adapter
@@ -120,10 +120,7 @@ def _difference(engine: Engine, group: Group, folder: Path, precision: str, live
 
 
 def _publish(aside: Path, folder: Path) -> None:
-    for path in aside.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+    sync_tree(aside)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
     sync_folder(folder.parent)

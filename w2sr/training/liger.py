@@ -27,7 +27,8 @@ def liger_loss() -> Callable[[Tensor, Projection, Supervised], Tensor]:
 
     def loss(hidden: Tensor, projection: Projection, asked: Supervised) -> Tensor:
         if not len(asked.targets):  # a rank without rows in this step; the kernel divides by their number
-            return fused_loss(hidden, projection, asked)
+            nothing: Tensor = fused_loss(hidden, projection, asked)
+            return nothing
         scale, cap = projection.shape.scale, projection.shape.cap
         assert scale == 1 or projection.bias is None, "a bias would be scaled with the hidden states"
         kernel = LigerFusedLinearCrossEntropyLoss(reduction="sum", softcap=cap, accum_dtype=torch.float32)

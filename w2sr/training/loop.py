@@ -28,6 +28,7 @@ from w2sr.training.engine import Engine
 from w2sr.training.export import export
 from w2sr.training.feed import Feed
 from w2sr.training.objective import Objective
+from w2sr.training.profiling import check_profile
 from w2sr.training.schedule import check_schedule, learning_rate
 from w2sr.training.selection import BEST, Selection
 from w2sr.training.signals import STOP_FILE, Stop, stop_requests
@@ -95,6 +96,7 @@ class _Trainer:
         self.feed = Feed(spec, group, self.engine.module.config)
         self.num_steps = self.feed.num_steps
         check_schedule(spec.train, self.num_steps)
+        check_profile(spec.train.watch.profile, self.num_steps)
         self.average = WeightAverage(spec.train.optimizer.average, self.engine, self.num_steps)
         self.selection = Selection(spec, group, self.engine, self.objective, self.feed, self.average)
         if saved is not None:

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from w2sr.records import Verdict
 from w2sr.schema import StrictModel, nearest
 
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Bounded so that no product of them is 0 or infinite in fp32.
+Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class ProgressConfig(StrictModel):
@@ -55,6 +56,7 @@ class LossConfig(StrictModel):
     agreement_power: float = Field(
         0.0,
         ge=0,
+        le=4,
         description="A trace counts (share of its prompt's traces in the arm that give its final answer) ** this; 0: agreement does not "
         "matter. A trace without a final answer has nobody to agree with it but itself.",
     )

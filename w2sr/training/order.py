@@ -158,9 +158,11 @@ class Course:
     def _too_little(self) -> str:
         num_rows, tokens = len(self._lengths), int(self._lengths.sum())
         if self._train.global_batch_size is None:
+            least = self._train.max_length
+            lower = f"Set train.global_batch_tokens to {tokens} or less" + (f", and train.max_length={least} too" if tokens < least else "")
             return (
                 f"{num_rows} rows of {tokens} tokens in all are less than train.global_batch_tokens={self._batch}: not one step has "
-                f"enough. Set train.global_batch_tokens to {tokens} or less, or make more rows"
+                f"enough. {lower}, or make more rows"
             )
         units, what = len(self._epoch(0).units), f"{num_rows} rows"
         if self._train.packing:

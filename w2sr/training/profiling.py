@@ -7,9 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from w2sr.errors import UserError
 from w2sr.training.watch_config import ProfileConfig
 
 PROFILE = "profile"
+
+
+def check_profile(config: ProfileConfig | None, num_steps: int) -> None:
+    """Raise UserError when none of the steps that `config` names is among the `num_steps` of the training."""
+    if config is not None and config.steps[0] > num_steps:
+        raise UserError(
+            f"train.watch.profile.steps={list(config.steps)}, but the training has {num_steps} steps; give some of them, or leave it out"
+        )
 
 
 class Profiler:

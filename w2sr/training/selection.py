@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from w2sr.errors import UserError
-from w2sr.tables import sync_folder
+from w2sr.tables import sync_folder, sync_tree
 from w2sr.training.average import WeightAverage
 from w2sr.training.data import load_rows
 from w2sr.training.dist import Group
@@ -25,7 +25,6 @@ from w2sr.training.feed import Feed
 from w2sr.training.objective import Objective
 from w2sr.training.selection_config import SelectionConfig
 from w2sr.training.spec import TrainSpec
-from w2sr.training.universal import sync_files
 from w2sr.training.writing import Writer
 
 BEST = "best"
@@ -81,9 +80,9 @@ class Selection:
 
     @property
     def is_over(self) -> bool:
-        """Whether the training has seen so many evaluations without a gain that it ends here."""
+        """Whether the training has seen so many evaluations without a gain that it ends here; not before there is what is exported."""
         patience = self._config.patience
-        return patience is not None and self._seen.num_without_gain(self._config.min_gain) >= patience
+        return patience is not None and self._average.has_begun and self._seen.num_without_gain(self._config.min_gain) >= patience
 
     def evaluate(self, step: int) -> float:
         """Return the loss after `step` optimizer steps, having drawn the conclusions; every rank calls it."""
@@ -96,10 +95,15 @@ class Selection:
 
     def put_in_place(self, step: int) -> int:
         """Give the model the weights that are exported, the training being over after `step`; return the step they are of; collective."""
-        best = self._best if self._config.export == "best" else None
-        if best is None:
+        if self._config.export == "last":
             self._average.put_in_place()
             return step
+        best = self._best
+        if best is None:
+            raise UserError(
+                "train.selection.export=best: no evaluation of the selection split gave a finite loss, so there is no best student; lower "
+                "train.learning_rate, or export the last weights (train.selection.export=last)"
+            )
         read_shards(self._engine.shards(), self._folder / _name(best))
         self._engine.publish()
         return best
@@ -145,7 +149,7 @@ class Selection:
             aside.mkdir(parents=True)
         self._group.barrier()
         write_shards(self._engine.shards(), aside, self._group.rank, Writer(in_background=False))
-        sync_files(aside)
+        sync_tree(aside)
         self._group.barrier()
         if self._group.rank == 0:
             shutil.rmtree(final, ignore_errors=True)

@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from w2sr.artifacts import digest_of
 from w2sr.errors import UserError
 from w2sr.schema import nearest
@@ -53,11 +55,36 @@ class TrainSpec:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{where} is not valid JSON ({error}); w2sr writes it as train/NAME/spec.json") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{where} is no JSON object but {values!r}; w2sr writes it as train/NAME/spec.json")
         names = [field.name for field in dataclasses.fields(cls)]
         wrong = sorted((set(values) ^ set(names)) - {"selection_rows", "stop_by"})
         if wrong:
             raise UserError(f"{where}: key {wrong[0]!r} is unknown or missing: {nearest(wrong[0], names)}needed: {', '.join(names)}")
-        return cls(**{**values, "train": TrainConfig.model_validate(values["train"])})
+        try:
+            train = TrainConfig.model_validate(values["train"])
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, ("train", *first["loc"])))
+            raise UserError(f"{where}: {key}: {first['msg'].removeprefix('Value error, ')} (given: {first['input']!r:.100})") from error
+        spec = cls(**{**values, "train": train})
+        spec._check_values(where)
+        return spec
+
+    def _check_values(self, where: str) -> None:
+        """Raise UserError about a value that a hand has changed into what it cannot be."""
+        if not isinstance(self.seed, int):
+            raise UserError(f"{where}: seed is {self.seed!r}; give a whole number")
+        paths = ("name", "model", "model_digest", "rows", "output", *(["selection_rows"] if self.selection_rows is not None else []))
+        for key in paths:
+            if not isinstance(getattr(self, key), str):
+                raise UserError(f"{where}: {key} is {getattr(self, key)!r}; give a text")
+        try:
+            zone = self.stop_at is None or self.stop_at.tzinfo
+        except (TypeError, ValueError):
+            zone = None
+        if not zone:
+            raise UserError(f"{where}: stop_by is {self.stop_by!r}; give a time with its zone, such as 2026-12-01T06:00:00+00:00, or null")
 
     def identity(self) -> str:
         """Return a digest of everything that decides the weights: a checkpoint is continued only under the same one."""

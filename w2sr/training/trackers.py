@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import time
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from w2sr.artifacts import digest_of
 from w2sr.errors import UserError
 from w2sr.training.spec import TrainSpec
 
@@ -44,14 +44,23 @@ def open_trackers(spec: TrainSpec) -> list[Tracker]:
 
 
 class WandB:
-    """A run whose id is made from the student's folder. Steps that are done again after a kill are equal, and W&B drops them."""
+    """A run whose id is made from the student's folder and what decides its weights.
+
+    Steps that are done again after a kill are equal, and W&B drops them; another training in the same folder is another run.
+    """
 
     def __init__(self, spec: TrainSpec) -> None:
         wandb: Any = importlib.import_module("wandb")
-        identity = hashlib.sha256(str(Path(spec.output).resolve()).encode()).hexdigest()[:16]
-        self._run: Any = wandb.init(
-            project=spec.train.watch.project, name=spec.name, id=identity, resume="allow", dir=spec.output, config=_settings(spec)
-        )
+        identity = digest_of({"folder": str(Path(spec.output).resolve()), "training": spec.identity()})[:16]
+        try:
+            self._run: Any = wandb.init(
+                project=spec.train.watch.project, name=spec.name, id=identity, resume="allow", dir=spec.output, config=_settings(spec)
+            )
+        except wandb.errors.Error as error:
+            raise UserError(
+                f"train.watch.trackers: W&B cannot begin a run ({_first_line(error)}); log in on all nodes (`wandb login` or WANDB_API_KEY "
+                "in the cluster's env_file), set WANDB_MODE=offline, or take wandb out"
+            ) from error
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Hand `values` to W&B's own process."""

@@ -18,7 +18,7 @@ import uuid
 from pathlib import Path
 
 from w2sr.errors import UserError
-from w2sr.tables import sync_folder, write_text
+from w2sr.tables import sync_folder, sync_tree, write_text
 
 MADE = "complete.json"
 ASIDE = ".universal-"
@@ -44,18 +44,10 @@ def universal_form(source: Path, target: Path, on_this_rank: bool) -> None:
     aside = target.with_name(f"{ASIDE}{uuid.uuid4().hex[:8]}")  # a name of its own: nobody else writes there
     aside.mkdir()
     _convert(source, aside / source.name)
-    sync_files(aside)
+    sync_tree(aside)
     write_text(aside / MADE, "{}\n")
     os.replace(aside, target)
     sync_folder(target.parent)
-
-
-def sync_files(folder: Path) -> None:
-    """Sync every file below `folder` to the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
 
 
 def _wait_for(path: Path) -> None:

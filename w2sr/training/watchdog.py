@@ -33,7 +33,9 @@ FACTOR, LEAST_S, MOST_S = 10.0, 60.0, TIMEOUT_S / 2
 LOOK_S, ASKED_S = 0.5, 5.0  # how often a rank looks at its clock, and whether another one asks
 GATHER_S = 30.0  # some file systems show a new file that late
 # As calls are described: of torch.distributed, which DeepSpeed's go through, of our own, and of asynchronous ones.
-_COLLECTIVES = re.compile(r"\((distributed_c10d|c10d_logger|w2sr/training/dist)\.py:|^wait \(")
+_COLLECTIVES = re.compile(r"\((distributed_c10d|c10d_logger|w2sr/training/dist)\.py:|^wait \((?!threading\.py|w2sr/)")
+# A rank that waits for its own disk is in no collective, whatever it was called from.
+_WRITES = "(w2sr/training/writing.py:"
 
 
 class Watchdog:
@@ -46,7 +48,7 @@ class Watchdog:
         self._watched = threading.get_ident()
         self._durations: deque[float] = deque(maxlen=20)
         self._lock = threading.Lock()
-        self._step, self._since = 0, time.monotonic()
+        self._what, self._is_step, self._since = "what comes before the first step", False, time.monotonic()
         self._dumped = self._told = False  # in what is under way
         self._over = threading.Event()
         if rank == 0:
@@ -57,23 +59,27 @@ class Watchdog:
     def begin(self, step: int) -> None:
         """Say that this rank begins optimizer step `step` (from 1)."""
         with self._lock:
-            self._step, self._since, self._dumped = step, time.monotonic(), False
+            what, seconds, told = self._what, time.monotonic() - self._since, self._told
+            self._what, self._is_step = f"step {step}", True
+            self._since, self._dumped, self._told = time.monotonic(), False, False
+        if told:
+            self._say(f"{what} went on after {seconds:.0f} s")
 
     def end(self) -> None:
         """Say that the step is done. What comes between two steps has the longest limit."""
         with self._lock:
-            seconds, stood_still, told = time.monotonic() - self._since, self._dumped, self._told
-            step, self._step = self._step, 0
+            what, seconds, stood_still, told = self._what, time.monotonic() - self._since, self._dumped, self._told
+            self._what, self._is_step = f"what comes after {what}", False
             self._since, self._dumped, self._told = time.monotonic(), False, False
         if not stood_still:
             self._durations.append(seconds)
         if told:
-            self._say(f"step {step} went on after {seconds:.0f} s")
+            self._say(f"{what} went on after {seconds:.0f} s")
 
     @property
     def limit_s(self) -> float:
         """Seconds that what is under way may take."""
-        if not self._step:
+        if not self._is_step:
             return MOST_S
         if self._timeout_s is not None:
             return self._timeout_s
@@ -88,7 +94,7 @@ class Watchdog:
         answered, look_again = set[str](), 0.0
         while not self._over.wait(LOOK_S):
             with self._lock:
-                what, late_s = _what(self._step), time.monotonic() - self._since
+                what, late_s = self._what, time.monotonic() - self._since
                 due = not self._dumped and late_s > self.limit_s
                 self._dumped = self._dumped or due
             with contextlib.suppress(OSError):  # a full disk must not end a training that only stands still
@@ -114,10 +120,10 @@ class Watchdog:
         stack, at = place_of(self._watched)
         self._folder.mkdir(parents=True, exist_ok=True)
         with open(self._file(what, self._rank, "txt"), "w", encoding="utf-8") as file:
-            file.write(f"rank {self._rank} on {socket.gethostname()}, process {os.getpid()}, in {_what(self._step)}\n\n")
+            file.write(f"rank {self._rank} on {socket.gethostname()}, process {os.getpid()}, in {self._what}\n\n")
             file.flush()
             faulthandler.dump_traceback(file)
-        waits = any(_COLLECTIVES.search(call) for call in stack)
+        waits = any(_COLLECTIVES.search(call) for call in stack) and not any(_WRITES in call for call in stack)
         write_text(self._file(what, self._rank, "json"), json.dumps({"at": at, "waits": waits, "asks": asks, "stack": stack}))
 
     def _tell(self, what: str, late_s: float) -> None:
@@ -166,7 +172,3 @@ def _ranks(ranks: list[int]) -> str:
             spans.append([rank, rank])
     text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
     return f"rank{'s' if len(ranks) > 1 else ''} {text}"
-
-
-def _what(step: int) -> str:
-    return f"step {step}" if step else "the time between two steps"

@@ -191,9 +191,18 @@ def dump_config(config: StrictModel) -> str:
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _unshared(yaml.load(text, Loader=_Loader))
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: an anchor (&name) holds an alias (*name) of itself; write the value out") from error
+
+
+def _unshared(value: Any) -> Any:
+    """Return the same value, with every alias of an anchor as a copy: an override of one place must not change the others."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from w2sr.config import PipelineConfig, dump_config, load_config
+from w2sr.config import PipelineConfig, dump_config, load_config, read_values
 from w2sr.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -165,3 +165,13 @@ def test_an_unknown_kind_is_named_with_the_nearest_one(config_file: Path) -> Non
         UserError, match=r"teachers\.0\.engine: unknown kind 'vlm': did you mean 'vllm'\? allowed: hf, vllm, openai, recorded"
     ):
         load_config(config_file, ["teachers.0.engine={kind: vlm}"])
+
+
+def test_an_override_changes_one_place_even_where_an_anchor_is_used_in_several(tmp_path: Path) -> None:
+    path = tmp_path / "anchored.yaml"
+    path.write_text("teachers: [{engine: &engine {batch_size: 3}}]\nevaluate: {engine: *engine}\n")
+    values = read_values(path, ["evaluate.engine.batch_size=7"], "x.yaml", "here")
+    assert values == {"teachers": [{"engine": {"batch_size": 3}}], "evaluate": {"engine": {"batch_size": 7}}}
+    path.write_text("a: &a [*a]\n")
+    with pytest.raises(UserError, match=r"an anchor \(&name\) holds an alias"):
+        read_values(path, [], "x.yaml", "here")

@@ -14,15 +14,24 @@ from typing import Any
 
 from benchmarks.meta_70b import LLAMA_70B
 from w2sr.planning.assumptions import GIB, Assumptions
-from w2sr.planning.layout import Layout
 from w2sr.planning.search import Option, fastest
 from w2sr.planning.shapes import shape_from
 from w2sr.planning.speed import Speed
+from w2sr.training.config import TrainConfig
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- made by benchmarks/scaling_table.py -->", "<!-- end -->"
 LENGTH, STEP_TOKENS, TOKENS = 8192, 4_194_304, 1e10
 RANKS = (8, 64, 512)
+ASKED: dict[str, Any] = {
+    "use_gpu": True,
+    "precision": "bf16",
+    "max_steps": 1,
+    "max_length": LENGTH,
+    "global_batch_tokens": STEP_TOKENS,
+    "micro_batch_size": 1,
+    "memory": {"nvme_path": "/nvme"},
+}
 QWEN2 = {"model_type": "qwen2", "vocab_size": 152_064, "tie_word_embeddings": False}
 
 
@@ -48,8 +57,7 @@ def table() -> str:
     for name, values in STUDENTS.items():
         shape = shape_from(name, values)
         for ranks in RANKS:
-            asked = Layout(ranks, 1, "bf16", recompute=False, micro_rows=1, length=LENGTH)
-            lines.append(row(name, ranks, fastest(shape, asked, Assumptions(), STEP_TOKENS)))
+            lines.append(row(name, ranks, fastest(shape, TrainConfig(num_ranks=ranks, **ASKED), Assumptions(), STEP_TOKENS)))
     return "\n".join(lines)
 
 

@@ -18,6 +18,8 @@ ASSUMED = (
     ("--answer-share", "answer_share", "tokens of an answer over its limit (default: 0.5)"),
 )
 
+SHARES = ("efficiency", "answer_share")
+
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], debug: argparse.ArgumentParser) -> None:
     """Register the command."""
@@ -36,6 +38,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], debug: ar
 def _plan(arguments: argparse.Namespace) -> int:
     """Print the plan; return 2 when something does not fit."""
     import json
+    import math
     from contextlib import nullcontext
 
     from w2sr.config import load_config
@@ -46,16 +49,24 @@ def _plan(arguments: argparse.Namespace) -> int:
     from w2sr.planning.render import as_json, render
     from w2sr.run import Run, open_folder
 
+    given = {name: getattr(arguments, name) for _, name, _ in ASSUMED if getattr(arguments, name) is not None}
     if arguments.config.is_dir():
-        if arguments.overrides or arguments.gpus:
-            raise UserError(f"{arguments.config} is a run: it shows what happened and takes no overrides; give its config.yaml")
+        options = [option for option, name, _ in ASSUMED if name in given]
+        if arguments.overrides or arguments.gpus is not None or options:
+            wrong = " ".join([*arguments.overrides, *(["--gpus"] if arguments.gpus is not None else []), *options])
+            raise UserError(
+                f"{arguments.config} is a run: it shows what happened and takes no overrides or assumptions (given: {wrong}); "
+                f"give {arguments.config}/config.yaml"
+            )
         compared = compare_run(open_folder(arguments.config))
         print(json.dumps(compared, indent=1) if arguments.json else render_comparison(compared))
         return 0
-    given = {name: getattr(arguments, name) for _, name, _ in ASSUMED if getattr(arguments, name) is not None}
-    wrong = next((option for option, name, _ in ASSUMED if name in given and not given[name] > 0), None)
-    if wrong is not None or (arguments.gpus is not None and arguments.gpus < 1):
-        raise UserError(f"{wrong or '--gpus'} must be more than 0")
+    for option, name, _ in ASSUMED:
+        most = 1 if name in SHARES else math.inf
+        if name in given and not (0 < given[name] <= most and math.isfinite(given[name])):
+            raise UserError(f"{option}={given[name]:g}: give a finite number of more than 0{', 1 at most' if name in SHARES else ''}")
+    if arguments.gpus is not None and arguments.gpus < 1:
+        raise UserError(f"--gpus={arguments.gpus}: give a number of at least 1")
     more = [f"train.num_ranks={arguments.gpus}", "train.use_gpu=true"] if arguments.gpus else []
     config = load_config(arguments.config, [*arguments.overrides, *more])
     plan = make_plan(Run(config, Path(config.run_dir), nullcontext), Assumptions(**given))

@@ -21,6 +21,7 @@ from w2sr.planning.search import cheapest_change, fastest
 from w2sr.planning.shapes import config_folder, shape_from, shape_of
 from w2sr.planning.speed import flops_per_token, training_speed
 from w2sr.planning.training_memory import training_memory
+from w2sr.training.config import TrainConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "plan.txt"
 QWEN_7B = {
@@ -50,6 +51,18 @@ TRAIN = {
     "gradient_checkpointing": True,
     "epochs": 3,
     "global_batch_size": 64,
+    "micro_batch_size": 1,
+    "max_length": 8192,
+}
+
+
+ASKED = {
+    "num_ranks": 8,
+    "use_gpu": True,
+    "precision": "bf16",
+    "zero_stage": 1,
+    "max_steps": 1,
+    "global_batch_tokens": 4_194_304,
     "micro_batch_size": 1,
     "max_length": 8192,
 }
@@ -116,7 +129,7 @@ def test_no_weights_are_needed_and_a_missing_model_is_named(tmp_path: Path, caps
     assert main(["plan", str(config), "student.model=some/model-that-is-nowhere"]) == 2
     assert "copy the model's config.json" in capsys.readouterr().err
     assert main(["plan", str(config), "--efficiency", "0"]) == 2
-    assert "--efficiency must be more than 0" in capsys.readouterr().err
+    assert "--efficiency=0: give a finite number of more than 0, 1 at most" in capsys.readouterr().err
     (tmp_path / "strong-7b" / "config.json").write_text('{"model_type": "perceptron"}')
     assert main(["plan", str(config)]) == 2
     assert "model_type='perceptron'" in capsys.readouterr().err
@@ -132,7 +145,7 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_cheaper_changes_come_first() -> None:
     shape = shape_from("7b", QWEN_7B)
-    asked = Layout(8, 1, "bf16", recompute=False, micro_rows=8, length=8192)
+    asked = TrainConfig.model_validate({**ASKED, "micro_batch_size": 8})
 
     def change(gpu_gib: float, host_gib: float = 1000) -> dict[str, object] | None:
         option = cheapest_change(shape, asked, Assumptions(gpu_gib=gpu_gib, host_gib=host_gib))
@@ -142,7 +155,7 @@ def test_cheaper_changes_come_first() -> None:
     assert change(79) == {"train.gradient_checkpointing": True, "train.zero_stage": 2}
     smaller = change(40)
     assert smaller is not None
-    assert "micro-batch rows" in smaller
+    assert "train.micro_batch_size" in smaller
     assert "train.num_ranks" not in smaller
     more = change(12)
     assert more is not None
@@ -152,7 +165,7 @@ def test_cheaper_changes_come_first() -> None:
 
 def test_what_is_proposed_fits_and_is_the_fastest() -> None:
     shape = shape_from("7b", QWEN_7B)
-    asked = Layout(8, 1, "bf16", recompute=False, micro_rows=1, length=8192)
+    asked = TrainConfig.model_validate(ASKED)
     found = fastest(shape, asked, Assumptions(), 4e6)
     assert found is not None
     option, speed = found
@@ -167,10 +180,10 @@ def test_more_sharding_never_needs_more_memory() -> None:
     shape = shape_from("1b", QWEN_1B)
     assumed = Assumptions()
     layouts = [Layout(64, stage, "bf16", recompute=True, micro_rows=1, length=4096) for stage in (1, 2, 3)]
-    needs = [training_memory(shape, layout, assumed.gpu()).parts for layout in layouts]
+    needs = [training_memory(shape, layout, assumed.gpu(8)).parts for layout in layouts]
     states = [sum(parts.get(name, 0) for name in ("weights", "gradients", "optimizer")) for parts in needs]
     assert states == sorted(states, reverse=True)
-    offloaded = training_memory(shape, dataclasses.replace(layouts[2], offload_optimizer="cpu", offload_parameters="cpu"), assumed.gpu())
+    offloaded = training_memory(shape, dataclasses.replace(layouts[2], offload_optimizer="cpu", offload_parameters="cpu"), assumed.gpu(8))
     # 16-bit weights, fp32 gradients, master copy and two moments: 18 bytes a parameter over the ranks, all of them on the host.
     assert offloaded.host == pytest.approx(18 * shape.num_parameters / 64, rel=0.001)
 

@@ -105,6 +105,8 @@ class EvaluateConfig(StrictModel):
             twice = [name for number, name in enumerate(names) if name in names[:number]]
             if twice:
                 raise ValueError(f"{key}: name {twice[0]!r} is used more than once; every entry needs a name of its own")
+        for engine in (self.engine, *(model.engine for model in self.models if model.engine is not None)):
+            self.pool.refuse_other_gpus(engine)
         for benchmark in self.benchmarks:
             benchmark.refuse_large_k(benchmark.samples_per_prompt or self.samples_per_prompt)
         sets = ["test", "selection", *named["benchmarks"]]

@@ -10,7 +10,7 @@ from typing import Any
 
 from w2sr.errors import UserError
 from w2sr.planning.assumptions import GIB, Assumptions
-from w2sr.planning.disk import checkpoint_bytes
+from w2sr.planning.disk import checkpoint_bytes, exported_bytes
 from w2sr.planning.layout import layout_of
 from w2sr.planning.meta import FOREIGN
 from w2sr.planning.shapes import shape_of
@@ -51,7 +51,9 @@ def predict(spec: TrainSpec, result: TrainResult, longest: int) -> dict[str, Any
     ranks = result.sizes[-1][1]
     layout = layout_of(train, shape, ranks)
     if not train.packing:
-        layout = dataclasses.replace(layout, length=min(longest, train.max_length))
+        length = min(longest, train.max_length)
+        rows = layout.micro_rows if layout.budget is None else layout.budget // length
+        layout = dataclasses.replace(layout, length=length, micro_rows=rows)
     machine = assumed.machine(layout)
     memory = training_memory(shape, layout, machine)
     libraries = 0 if train.use_gpu else round(machine.context_gib * GIB)
@@ -60,7 +62,7 @@ def predict(spec: TrainSpec, result: TrainResult, longest: int) -> dict[str, Any
     return {
         "memory_bytes": memory.allocated + libraries,
         "seconds": result.tokens / (speed.tokens_per_s * ranks),
-        "disk_bytes": layout.weight_bytes * shape.num_parameters + checkpoints,
+        "disk_bytes": exported_bytes(shape, train) + checkpoints,
         "parts": memory.parts,
         "layout": layout.describe(),
     }

@@ -50,11 +50,12 @@ class Assumptions:
 
     def machine(self, layout: Layout) -> Machine:
         """Return the device of one rank: a GPU, or a share of this machine."""
-        return self.gpu() if layout.on_gpu else self.cpu(layout.num_ranks)
+        return self.gpu(layout.num_ranks) if layout.on_gpu else self.cpu(layout.num_ranks)
 
-    def gpu(self) -> Machine:
-        """Return one GPU with its share of the node's memory."""
-        return Machine(round(self.gpu_gib * GIB), round(self.host_gib * GIB / self.gpus_per_node), self.margin, GPU_CONTEXT_GIB)
+    def gpu(self, num_processes: int) -> Machine:
+        """Return the GPU of one of so many processes, with its share of the node's memory."""
+        host = self.host_gib * GIB / min(self.gpus_per_node, num_processes)
+        return Machine(round(self.gpu_gib * GIB), round(host), self.margin, GPU_CONTEXT_GIB)
 
     def cpu(self, num_processes: int) -> Machine:
         """Return the share of one of so many processes in this machine's memory."""

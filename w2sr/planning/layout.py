@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from w2sr.planning.shapes import ModelShape
 from w2sr.training.batches import batch_plan
 from w2sr.training.config import TrainConfig
+from w2sr.training.deepspeed_dict import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS
 from w2sr.training.memory_config import Place
 
 HALF = ("bf16", "fp16")
+LIVE_ELEMENTS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -17,11 +19,13 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 class Layout:
     """A micro-batch holds `micro_rows` rows (with packing: sequences) of up to `length` tokens.
 
+    `budget`: tokens of a micro-batch, padding included, that is filled with as many rows as they allow (None: with `micro_rows`).
     `secondary`: ranks that share ZeRO++'s second copy of the weights (1: none). `sequence_parallel`: ranks that share a sequence.
     `masked`: attention needs a mask of tokens x tokens. `whole_logits`: the loss takes all logits at once. `keeps_base`: the weights that
-    training started from stay beside the student's. `moments`: fp32 numbers that the optimizer keeps for each parameter, `averages`:
-    those of an average of the weights. `split_groups`: matrices decay and vectors do not. `lora_rank`: adapters beside the layers
-    `lora_targets` (None: all) are trained in place of the model.
+    training started from stay beside the student's. `averages`: fp32 numbers that an average of the weights keeps for each parameter.
+    `split_groups`: matrices decay and vectors do not. `lora_rank`: adapters beside the layers `lora_targets` (None: all) are trained in
+    place of the model. `bucket`, `persistent`, `live`: elements of DeepSpeed's bucket, of the largest parameter that ZeRO-3 keeps whole,
+    and of those that it has whole at a time.
     """
 
     num_ranks: int
@@ -30,6 +34,7 @@ class Layout:
     recompute: bool
     micro_rows: int
     length: int
+    budget: int | None = None
     offload_optimizer: Place = "device"
     offload_parameters: Place = "device"
     offload_activations: bool = False
@@ -38,17 +43,19 @@ class Layout:
     masked: bool = False
     whole_logits: bool = False
     keeps_base: bool = False
-    moments: int = 2
     averages: int = 0
     split_groups: bool = False
     lora_rank: int | None = None
     lora_targets: tuple[str, ...] | None = None
     on_gpu: bool = True
+    bucket: int = BUCKET_ELEMENTS
+    persistent: int = PERSISTENT_ELEMENTS
+    live: int = LIVE_ELEMENTS
 
     @property
     def micro_tokens(self) -> int:
         """Tokens of a micro-batch on one rank, at most."""
-        return -(-self.micro_rows * self.length // self.sequence_parallel)
+        return self.budget or -(-self.micro_rows * self.length // self.sequence_parallel)
 
     @property
     def weight_bytes(self) -> int:
@@ -68,7 +75,9 @@ class Layout:
             f"zero_stage={self.zero_stage}",
             f"precision={self.precision}",
             f"gradient_checkpointing={str(self.recompute).lower()}",
-            f"micro-batch of {self.micro_rows} x {self.length:,} tokens",
+            f"micro-batch of {self.micro_rows} x {self.length:,} tokens"
+            if self.budget is None
+            else f"micro-batch of {self.budget:,} tokens",
             *(f"memory.{key}={place}" for key, place in places.items() if place != "device"),
             *(["memory.offload_activations=true"] if self.offload_activations else []),
             *([f"memory.hpz_partition_size={self.secondary}"] if self.secondary > 1 else []),
@@ -83,6 +92,8 @@ def layout_of(train: TrainConfig, shape: ModelShape, num_ranks: int | None = Non
 
     memory, ranks = train.memory, num_ranks or train.num_ranks
     batch = batch_plan(train, max(1, ranks // memory.sequence_parallel))
+    zero = train.deepspeed.get("zero_optimization")
+    tuned = {key: int(value) for key, value in zero.items() if isinstance(value, (int, float))} if isinstance(zero, dict) else {}
     return Layout(
         num_ranks=ranks,
         zero_stage=train.zero_stage,
@@ -90,6 +101,7 @@ def layout_of(train: TrainConfig, shape: ModelShape, num_ranks: int | None = Non
         recompute=train.gradient_checkpointing,
         micro_rows=max(1, batch.micro_tokens // train.max_length),
         length=train.max_length,
+        budget=None if train.packing else train.micro_batch_tokens,
         offload_optimizer=memory.offload_optimizer,
         offload_parameters=memory.offload_parameters,
         offload_activations=memory.offload_activations,
@@ -103,4 +115,7 @@ def layout_of(train: TrainConfig, shape: ModelShape, num_ranks: int | None = Non
         lora_rank=train.lora.rank if train.lora is not None else None,
         lora_targets=tuple(train.lora.targets) if train.lora is not None and train.lora.targets is not None else None,
         on_gpu=train.use_gpu,
+        bucket=tuned.get("reduce_bucket_size", BUCKET_ELEMENTS),
+        persistent=tuned.get("stage3_param_persistence_threshold", PERSISTENT_ELEMENTS),
+        live=tuned.get("stage3_max_live_parameters", LIVE_ELEMENTS),
     )

@@ -77,7 +77,7 @@ def _table(plan: Plan) -> list[str]:
             _short(item.name, 22),
             _short(item.model.rstrip("/").rsplit("/", 1)[-1], 18),
             _count(item.num_parameters),
-            f"{item.num_devices} {'GPU' if item.on_gpu else 'CPU'}",
+            f"{item.num_devices:g} {'GPU' if item.on_gpu else 'CPU'}",
             f"{_gib(item.memory.needs)} of {_gib(item.memory.has)}",
             "fits" if item.memory.fits else "TOO BIG",
             _time(item.seconds),
@@ -105,7 +105,7 @@ def _details(item: Item) -> list[str]:
     if item.fastest is not None:
         option, rate = item.fastest
         what = option.describe() or "this one"
-        text = f"fastest that fits on {item.num_devices} GPUs: {what}, {rate:,.0f} tokens/s a GPU by the same assumptions"
+        text = f"fastest that fits on {item.num_devices:g} GPUs: {what}, {rate:,.0f} tokens/s a GPU by the same assumptions"
         lines += _wrapped(text, "  ", 1)
     return lines
 

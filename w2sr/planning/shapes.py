@@ -21,15 +21,17 @@ CONFIG = "config.json"
 class ModelShape:
     """A model's parameters, without their values. Shapes are equal whatever they are called.
 
-    `parameters`: (name, sizes) of each, tied ones once, in the model's order. `linear`: the last part of the name and (inputs, outputs) of
-    each linear layer but the head. `config`: the config.json of its text part as JSON text, defaults included. `num_looked_up`: elements of
-    the input embeddings, 0 where they are the head too. `max_positions`: tokens of a row at most, None where the model sets no limit.
+    `parameters`: (name, sizes) of each, tied ones once, in the model's order. `linear`: the last part of the name and the sizes of each
+    linear layer, `head` that part of the head's. `config`: the config.json of its text part as JSON text, defaults included.
+    `num_looked_up`: elements of the input embeddings, 0 where they are the head too. `max_positions`: tokens of a row at most, None where
+    the model sets no limit.
     """
 
     name: str = field(compare=False)
     config: str
     parameters: tuple[tuple[str, tuple[int, ...]], ...]
     linear: tuple[tuple[str, tuple[int, int]], ...]
+    head: str
     model_type: str
     num_layers: int
     hidden_size: int
@@ -102,7 +104,7 @@ def _built(text: str, name: str) -> ModelShape:
         "num_heads": "num_attention_heads",
     }
     sizes = {ours: _size(name, config, key) for ours, key in wanted.items()}
-    linear = [(key, each) for key, each in model.named_modules() if isinstance(each, (torch.nn.Linear, Conv1D)) and each is not head]
+    linear = [(key, each) for key, each in model.named_modules() if isinstance(each, (torch.nn.Linear, Conv1D))]
     is_tied = head is None or head.weight is embeddings.weight
     return ModelShape(
         name=name,
@@ -110,6 +112,7 @@ def _built(text: str, name: str) -> ModelShape:
         config=json.dumps({**config.to_dict(), "tie_word_embeddings": is_tied}, sort_keys=True, default=str),
         parameters=tuple((key, tuple(value.shape)) for key, value in model.named_parameters()),
         linear=tuple((key.rsplit(".", 1)[-1], (each.weight.shape[0], each.weight.shape[1])) for key, each in linear),
+        head=next((key.rsplit(".", 1)[-1] for key, each in linear if each is head), ""),
         model_type=str(model.config.model_type),
         num_key_heads=getattr(config, "num_key_value_heads", None) or sizes["num_heads"],
         head_size=getattr(config, "head_dim", None) or sizes["hidden_size"] // sizes["num_heads"],

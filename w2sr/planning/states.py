@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from w2sr.planning.layout import Layout
 from w2sr.planning.shapes import ModelShape
-from w2sr.training.deepspeed_dict import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS
 
-LIVE_ELEMENTS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: gathered weights that may exist at a time
+MOMENTS = 2  # fp32 numbers that the optimizer keeps for each parameter; Muon keeps fewer
 ALIGNMENT = 2  # elements a rank to which ZeRO 1 and 2 pad each group of parameters
 
 
@@ -49,15 +48,11 @@ class Trained:
 
 
 def trained(shape: ModelShape, layout: Layout) -> Trained:
-    """Return what is trained: everything, or the adapters (two matrices beside each linear layer but the head)."""
+    """Return what is trained: everything, or the adapters (two matrices beside each linear layer that is a target)."""
     if layout.lora_rank is None:
         return Trained(shape.elements, shape.num_vectors)
-    found = [
-        layout.lora_rank * size
-        for name, sizes in shape.linear
-        if layout.lora_targets is None or name in layout.lora_targets
-        for size in sizes
-    ]
+    targets = set(layout.lora_targets) if layout.lora_targets is not None else {name for name, _ in shape.linear} - {shape.head}
+    found = [layout.lora_rank * size for name, sizes in shape.linear if name in targets for size in sizes]
     return Trained(tuple(found), 0, shape.elements)
 
 
@@ -67,7 +62,7 @@ def model_states(shape: ModelShape, layout: Layout) -> States:
     if layout.zero_stage == 3:
         return _stage_3(what, layout)
     if layout.zero_stage == 0:
-        return States(width * (what.total + sum(what.frozen)), 4 * what.total, 4 * (layout.moments + layout.averages) * what.total)
+        return States(width * (what.total + sum(what.frozen)), 4 * what.total, 4 * (MOMENTS + layout.averages) * what.total)
     return _stage_1_2(what, layout)
 
 
@@ -82,8 +77,8 @@ def _stage_1_2(what: Trained, layout: Layout) -> States:
     number, width = padded(what, layout), layout.weight_bytes
     share = number // layout.num_ranks
     weights = width * (number + sum(what.frozen))
-    optimizer = 4 * (1 + layout.moments + layout.averages) * share
-    buffers = BUCKET_ELEMENTS * width * (2 if layout.on_gpu else 1)  # two where reducing overlaps with the backward pass
+    optimizer = 4 * (1 + MOMENTS + layout.averages) * share
+    buffers = layout.bucket * width * (2 if layout.on_gpu else 1)  # two where reducing overlaps with the backward pass
     if layout.offload_optimizer != "device":
         # Gradients go to the host one parameter at a time, through two buffers of the largest.
         return States(weights, 0, 0, buffers + 2 * max(what.sizes) * 4, host=optimizer + 4 * share)
@@ -100,16 +95,16 @@ def _stage_3(what: Trained, layout: Layout) -> States:
     everything = (*what.sizes, *what.frozen)
     share = sum(-(-size // ranks) for size in what.sizes)
     frozen = sum(-(-size // ranks) for size in what.frozen)
-    kept = sum(size for size in everything if size <= PERSISTENT_ELEMENTS)
+    kept = sum(size for size in everything if size <= layout.persistent)
     # At least the largest parameter is whole when it is used; DeepSpeed lets more live while it may.
-    gathered = width * max(max(everything), min(LIVE_ELEMENTS, sum(everything)))
+    gathered = width * max(max(everything), min(layout.live, sum(everything)))
     second = width * -(-sum(everything) // layout.secondary) if layout.secondary > 1 else 0
     at = {"device": 0, "cpu": 0, "nvme": 0}
     at[layout.offload_parameters] += width * (share + frozen)
     weights = at["device"] + width * kept + second
-    gradients, optimizer = 4 * share, 4 * (1 + layout.moments + layout.averages) * share
+    gradients, optimizer = 4 * share, 4 * (1 + MOMENTS + layout.averages) * share
     if layout.offload_optimizer != "device":
         at["cpu"] += gradients
         at[layout.offload_optimizer] += optimizer
         gradients = optimizer = 0
-    return States(weights, gradients, optimizer, BUCKET_ELEMENTS * width, gathered, host=at["cpu"], nvme=at["nvme"])
+    return States(weights, gradients, optimizer, layout.bucket * width, gathered, host=at["cpu"], nvme=at["nvme"])

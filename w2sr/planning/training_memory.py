@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from w2sr.planning.activations import activations, live_bytes
-from w2sr.planning.assumptions import Machine
+from w2sr.planning.assumptions import GIB, Machine
 from w2sr.planning.layout import Layout
 from w2sr.planning.shapes import ModelShape
 from w2sr.planning.states import model_states
 
-GIB = 1 << 30
 FEW_CHUNKS = 3  # of logits that are run
 
 
@@ -86,7 +85,7 @@ def head_memory(shape: ModelShape, num_tokens: int, layout: Layout) -> int:
     if num_tokens <= 2 * few or layout.whole_logits:
         return _head(shape, num_tokens, layout.dtype, layout.whole_logits)
     # Chunk after chunk is alike: what a token adds is seen between few and twice as many.
-    one, two = (_head(shape, tokens, layout.dtype, layout.whole_logits) for tokens in (few, 2 * few))
+    one, two = (_head(shape, tokens, layout.dtype, whole=False) for tokens in (few, 2 * few))
     return two + (num_tokens - 2 * few) * (two - one) // few
 
 

@@ -5,44 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from w2sr.artifacts import MANIFEST, Manifest
+from w2sr.artifacts import MANIFEST
 from w2sr.config import PipelineConfig
-from w2sr.planning.assumptions import Assumptions
+from w2sr.evaluation.bans import bans_of
+from w2sr.evaluation.contestants import Contestant
+from w2sr.run import Run
 from w2sr.teachers.config import TeacherConfig
 from w2sr.training.batches import batch_plan
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a finished unit took: tokens of one answer, and tokens a second of one device."""
-
-    tokens_each: float
-    tokens_per_s: float | None
+from w2sr.training.prepare import shares_of
 
 
 @dataclass(frozen=True)
 class Training:
-    """One student: rows at most, steps, tokens of a step and of all steps. `known`: the rows are counted, not bounded."""
+    """One student: rows at most, tokens of one, steps, tokens of a step and of all steps. `known`: the rows are counted, not bounded."""
 
     rows: int
+    row_tokens: float
     steps: int
     step_tokens: float
     tokens: float
     known: bool
-
-
-def measured(folder: Path, unit: str) -> Measured | None:
-    """Return what the finished stage folder measured, None while there is nothing; `unit`: the count of what was made."""
-    if not (folder / MANIFEST).is_file():
-        return None
-    manifest = Manifest.load(folder)
-    made, tokens, seconds = manifest.counts.get(unit, 0), manifest.usage.get("tokens", 0.0), manifest.usage.get("device_seconds", 0.0)
-    return Measured(tokens / made, tokens / seconds if seconds else None) if made and tokens else None
-
-
-def answer_tokens(max_new_tokens: int, assumed: Assumptions) -> float:
-    """Return the tokens of an answer that nobody has seen yet."""
-    return assumed.answer_share * max_new_tokens
 
 
 def num_traces(config: PipelineConfig, teacher: TeacherConfig) -> int:
@@ -62,17 +44,20 @@ def num_answers(config: PipelineConfig) -> list[tuple[str, int, int]]:
     return found
 
 
-def training_of(config: PipelineConfig, arm: str, folder: Path, mean_row: float) -> Training:
-    """Return what one student of `arm` sees. Rows that are not curated yet are bounded by all traces there can be."""
-    train = config.train
-    path = folder / "curate" / f"{arm}.parquet"
-    known = (folder / "curate" / MANIFEST).is_file() and path.is_file()
-    if known:
-        import pyarrow.parquet as pq
+def num_banned(run: Run, members: list[Contestant], name: str) -> int:
+    """Return how many times some contestants answer the set `name` under a ban or its control, at most."""
+    labels = {each.label for each in members}
+    bans = (ban for ban in bans_of(run) if ban.asked.name == name and ban.contestant.label in labels)
+    return sum(2 if ban.config.control else 1 for ban in bans)
 
-        rows = int(pq.read_metadata(path).num_rows)
-    else:
-        rows = _most_rows(config, arm)
+
+def training_of(config: PipelineConfig, arm: str, folder: Path, mean_row: float) -> Training:
+    """Return what one student of `arm`, or of a mixture, sees. Rows that are not curated yet are bounded by all traces there can be."""
+    train = config.train
+    # An epoch of a mixture has as many rows as its arms have together (training/order.py), whatever their shares.
+    counted = {part: _rows_of(folder, part) for part in shares_of(train, arm)}
+    rows = sum(_most_rows(config, part) if number is None else number for part, number in counted.items())
+    known = None not in counted.values()
     mean = min(mean_row, float(train.max_length))
     batch = batch_plan(train, max(1, train.num_ranks // train.memory.sequence_parallel), mean)
     if train.max_steps is not None:
@@ -80,7 +65,17 @@ def training_of(config: PipelineConfig, arm: str, folder: Path, mean_row: float)
     else:
         assert train.epochs is not None
         steps = max(1, -(-int(rows * mean * train.epochs) // int(batch.step_tokens)))
-    return Training(rows, steps, batch.step_tokens, steps * batch.step_tokens, known)
+    return Training(rows, mean, steps, batch.step_tokens, steps * batch.step_tokens, known)
+
+
+def _rows_of(folder: Path, arm: str) -> int | None:
+    """Return the rows of a curated arm, None while there is none."""
+    path = folder / "curate" / f"{arm}.parquet"
+    if not (folder / "curate" / MANIFEST).is_file() or not path.is_file():
+        return None
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(path).num_rows)
 
 
 def _most_rows(config: PipelineConfig, name: str) -> int:

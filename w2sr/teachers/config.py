@@ -94,6 +94,14 @@ class PoolConfig(StrictModel):
             raise ValueError(f"min_replicas={self.min_replicas} is more than replicas={self.replicas}; give at most that")
         return self
 
+    def refuse_other_gpus(self, engine: EngineConfig) -> None:
+        """Raise ValueError where a replica has other GPUs than its engine is for."""
+        if engine.kind == "vllm" and self.gpus_per_replica not in (0, engine.tensor_parallel_size):
+            raise ValueError(
+                f"pool.gpus_per_replica={self.gpus_per_replica:g}, but tensor_parallel_size={engine.tensor_parallel_size}; "
+                "give the same number, or 0 on CPU"
+            )
+
 
 class TeacherConfig(StrictModel):
     """One teacher."""
@@ -139,11 +147,7 @@ class TeacherConfig(StrictModel):
             )
         if self.sampling is not None and self.sampling.banned_words and self.engine.kind not in BANNING:
             raise ValueError(f"sampling.banned_words: {NO_BAN[self.engine.kind]}; allowed engines: {', '.join(BANNING)}")
-        if self.engine.kind == "vllm" and self.pool.gpus_per_replica not in (0, self.engine.tensor_parallel_size):
-            raise ValueError(
-                f"pool.gpus_per_replica={self.pool.gpus_per_replica:g}, but tensor_parallel_size={self.engine.tensor_parallel_size}; "
-                "give the same number, or 0 on CPU"
-            )
+        self.pool.refuse_other_gpus(self.engine)
         return self
 
 

@@ -32,7 +32,7 @@ class RunResult:
     comparisons: list[Comparison]
     costs: Costs
     other_sets: list[str]
-    size: Size | None
+    size: Size
 
 
 @dataclass(frozen=True)

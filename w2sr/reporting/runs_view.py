@@ -111,17 +111,17 @@ def _difference(estimate: Estimate | None) -> Cell:
 
 def _sizes(found: RunsComparison) -> list[Section]:
     """Return the students by size, smallest first; nothing when all have the same."""
-    sized = sorted(((run.size, run) for run in found.runs if run.size is not None), key=lambda pair: pair[0].parameters)
-    if len({size.parameters for size, _ in sized}) < 2:
+    sized = sorted(found.runs, key=lambda run: run.size.parameters)
+    if len({run.size.parameters for run in sized}) < 2:
         return []
-    keys = {row.key: row.name for _, run in sized for row in run.comparisons[0].rows if row.kind != "teacher"}
+    keys = {row.key: row.name for run in sized for row in run.comparisons[0].rows if row.kind != "teacher"}
     rows = [
         [
-            Cell(run.name, f"{numbers.size(size.parameters)} parameters"),
+            Cell(run.name, f"{numbers.size(run.size.parameters)} parameters"),
             *(_score(run.comparisons[0].row(key)) for key in keys),
-            Cell(f"{size.tokens / size.device_seconds:,.0f}" if size.device_seconds else "–"),
+            Cell(f"{run.size.tokens / run.size.device_seconds:,.0f}" if run.size.device_seconds else "–"),
         ]
-        for size, run in sized
+        for run in sized
     ]
     notes = ["avg@k, and the difference to the run's own base: what the same method gives a smaller and a larger student."]
     table = Table(["Run", *keys.values(), "Training tokens / device-s"], rows, notes)

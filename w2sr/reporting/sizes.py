@@ -17,10 +17,8 @@ class Size:
     device_seconds: float
 
 
-def size_of(run: Run) -> Size | None:
-    """Return the size of a run's students, which is the same for all; None for a run that trains none."""
+def size_of(run: Run) -> Size:
+    """Return the size of a run's students, which is the same for all."""
     manifests = [Manifest.load(run.stage("train", name)) for name, _, _ in run.student_names()]
-    if not manifests:
-        return None
     tokens, seconds = (sum(manifest.usage[key] for manifest in manifests) for key in ("tokens", "device_seconds"))
     return Size(manifests[0].counts["parameters"], tokens, seconds)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.ranks import make_spec, train_on_ranks, weights
-from w2sr.packing.pack import collate_padded
+from tests.packed import collate_padded
 from w2sr.training.data import load_rows
 from w2sr.training.order import Course
 from w2sr.training.spec import TrainResult, TrainSpec

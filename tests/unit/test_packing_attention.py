@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.packed import collate_packed
 from w2sr.packing.attention import NAME, PROVEN, attention_for, register, row_ends
-from w2sr.packing.pack import collate_packed
 from w2sr.packing.rows import Row
 
 SIZES: dict[str, Any] = {

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from w2sr.packing.pack import IGNORED, MicroBatch, collate_packed, collate_padded
+from tests.packed import collate_packed, collate_padded
+from w2sr.packing.pack import IGNORED, MicroBatch
 from w2sr.packing.rows import Row
 
 SHAPES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 20)), min_size=1, max_size=10)

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.packed import collate_padded
 from tests.tiny import CHAT_TEMPLATE, make_tiny_model, make_tiny_tokenizer
 from w2sr.errors import UserError
 from w2sr.packing.lengths import LengthCounter
-from w2sr.packing.pack import IGNORED, collate_padded
+from w2sr.packing.pack import IGNORED
 from w2sr.packing.rows import ModelLimits, Row, build_rows, model_limits
 from w2sr.prompting import PromptStyle, render_prefix
 from w2sr.records import Example

@@ -10,8 +10,9 @@ import torch
 import transformers
 
 from tests.alone import Alone, Plain
+from tests.packed import collate_packed, collate_padded
 from w2sr.errors import UserError
-from w2sr.packing.pack import MicroBatch, collate_packed, collate_padded
+from w2sr.packing.pack import MicroBatch
 from w2sr.packing.rows import Row
 from w2sr.training import fused
 from w2sr.training.config import TrainConfig

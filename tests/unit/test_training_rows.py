@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.packed import collate_padded
 from tests.tiny import CHAT_TEMPLATE, make_tiny_model
 from w2sr.errors import UserError
-from w2sr.packing.pack import collate, collate_padded
+from w2sr.packing.pack import collate
 from w2sr.packing.rows import Row, build_rows
 from w2sr.prompting import PromptStyle
 from w2sr.records import Example

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.packed import collate_packed, collate_padded
 from tests.unit.test_training_head import Alone, Plain, make_batch, make_model, objective
 from w2sr.errors import UserError
-from w2sr.packing.pack import collate_packed, collate_padded
 from w2sr.packing.rows import Row
 from w2sr.records import Example, Verdict
 from w2sr.training.config import TrainConfig

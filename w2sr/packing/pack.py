@@ -1,7 +1,7 @@
 """Layouts of a micro-batch: padded (one row a sequence) and packed (several rows a sequence, no attention across rows).
 
 Packed sequences carry position_ids that restart with each row. From them attention knows the rows: w2sr.packing.attention and flash
-attention, which want all rows in one sequence (`flatten`), or the block-diagonal mask that transformers builds when no attention mask is
+attention, which want all rows in one sequence, or the block-diagonal mask that transformers builds when no attention mask is
 given (masking_utils.find_packed_sequence_indices). Padded rows need no mask either: padding stands on the right, where causal attention
 never looks.
 """
@@ -11,33 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from w2sr.packing.fit import Indices, fill_bins
+from w2sr.packing.fit import Indices
 
 IGNORED = -100
-
-
-class TokenRow(Protocol):
-    """What a layout needs to know of a row."""
-
-    @property
-    def ids(self) -> Sequence[int]:
-        """Token ids, prefix first."""
-        ...
-
-    @property
-    def num_prefix(self) -> int:
-        """Tokens at the start that are not supervised; at least one."""
-        ...
-
-    @property
-    def weight(self) -> float:
-        """Weight of each supervised token in the loss."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -74,19 +54,6 @@ class RowTable:
             here = places == place
             found[here] = buffer[sources[here]]
         return found
-
-
-def table_of(rows: Sequence[TokenRow]) -> RowTable:
-    """Return rows that are in memory as a table."""
-    lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
-    return RowTable(
-        (np.concatenate([np.zeros(0, np.int32), *(np.asarray(row.ids, dtype=np.int32) for row in rows)]),),
-        np.zeros(len(rows), dtype=np.int16),
-        np.cumsum(lengths) - lengths,
-        lengths,
-        np.array([row.num_prefix for row in rows], dtype=np.int64),
-        np.array([row.weight for row in rows], dtype=np.float32),
-    )
 
 
 @dataclass(frozen=True)
@@ -138,15 +105,3 @@ def collate(table: RowTable, sequences: Sequence[Indices], pad_id: int, packed: 
     weights.ravel()[targets[is_supervised]] = np.repeat(table.weights[rows], lengths)[is_supervised]
     positions.ravel()[targets] = within
     return MicroBatch(input_ids, labels, positions if packed else None, weights)
-
-
-def collate_padded(rows: Sequence[TokenRow], pad_id: int) -> MicroBatch:
-    """Return one sequence a row, padded on the right to the longest."""
-    return collate(table_of(rows), [np.array([number]) for number in range(len(rows))], pad_id, packed=False)
-
-
-def collate_packed(rows: Sequence[TokenRow], pad_id: int, capacity: int, flatten: bool) -> MicroBatch:
-    """Return `rows` packed into sequences of at most `capacity` tokens. `flatten`: all end to end in one."""
-    table = table_of(rows)
-    sequences = [np.arange(len(rows))] if flatten else fill_bins(table.lengths, capacity).split()
-    return collate(table, sequences, pad_id, packed=True)

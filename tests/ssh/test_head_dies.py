@@ -19,26 +19,25 @@ def test_a_job_whose_head_dies_in_mid_generation_and_in_mid_training_ends_with_t
     run_dir = two_hosts.folder / "beheaded-run"
     two_hosts.w2sr("submit", QUICKSTART, f"run_dir={run_dir}", *ON_BOTH, "--cluster", "beheaded")
     wait_for(lambda: list(run_dir.glob("generate/weak/shard-*.parquet")))
-    _lose_the_head(two_hosts)
+    job = jobs(two_hosts, on=None)[-1]["id"]
+    two_hosts.kill_host("a")
+    assert re.search(r"a +LOST +cannot be reached", two_hosts.w2sr("cluster", "status", "beheaded", code=1))
+    assert "has not ended (running); follow it with" in two_hosts.w2sr("resume", job, code=2)
+    said = two_hosts.w2sr("logs", job, "-f", code=1)  # after a minute of silence
+    assert f"job {job}: lost: no word of its supervisor on a for" in said
+    assert not read_state(run_dir / "jobs" / job).ended
+    _bring_back(two_hosts)
     two_hosts.w2sr("resume", run_dir)
     wait_for(lambda: list(run_dir.glob("train/all-seed0/checkpoints/*/complete.json")))
-    _lose_the_head(two_hosts)
-    said = two_hosts.w2sr("resume", run_dir, "--follow")
-    assert ": succeeded" in said
+    two_hosts.kill_host("a")
+    _bring_back(two_hosts)
+    assert jobs(two_hosts)[-1]["phase"] == "lost"  # at once: the new head does not know it
+    assert ": succeeded" in two_hosts.w2sr("resume", run_dir, "--follow")
     assert digests(run_dir) == digests(calm_run)
     two_hosts.w2sr("cluster", "down", "beheaded")
     assert two_hosts.leftovers() == []
 
 
-def _lose_the_head(hosts: Hosts) -> None:
-    """Kill host a under the job, see that everybody says so, and bring it and the cluster back."""
-    job = jobs(hosts, on=None)[-1]
-    hosts.kill_host("a")
-    assert re.search(r"a +LOST +cannot be reached", hosts.w2sr("cluster", "status", "beheaded", code=1))
-    said = hosts.w2sr("resume", job["id"], code=2)
-    print(said)
-    said = hosts.w2sr("logs", job["id"], "-f", code=1)
-    assert f"job {job['id']}: lost: no word of its supervisor on a for" in said
-    assert not read_state(Path(job["run_dir"]) / "jobs" / job["id"]).ended
+def _bring_back(hosts: Hosts) -> None:
     hosts.start_host("a")
     hosts.w2sr("cluster", "up", "beheaded")

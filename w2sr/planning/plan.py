@@ -180,7 +180,7 @@ def _evaluation(asker: _Asker) -> list[Item]:
 
 def _answers(asker: _Asker, what: tuple[str, str], shape: ModelShape, asked: _Asked, known: Measured | None) -> Item:
     engine, pool = asked.engine, asked.pool
-    one = replica(shape, engine, pool, (round(asker.assumed.prompt_tokens), asked.limit), asker.assumed)
+    one = replica(shape, engine, pool, (max(1, round(asker.assumed.prompt_tokens)), asked.limit), asker.assumed)
     rate = known.tokens_per_s if known and known.tokens_per_s else answer_speed(shape, engine, pool, asker.assumed)
     sections = {"engine": asked.keys[0], "pool": asked.keys[1]}
     remedies = [{f"{sections[key.split('.')[0]]}.{key.split('.')[1]}": value for key, value in each.items()} for each in one.remedies]

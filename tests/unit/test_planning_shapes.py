@@ -119,16 +119,16 @@ def test_a_finished_student_of_any_architecture_gets_its_prediction(tmp_path: Pa
     assert json.loads((tmp_path / "all-seed0" / FILE).read_text())["predicted"]["memory_bytes"] > 0
 
 
+@pytest.mark.parametrize("error", [UserError("unknown"), KeyError("n_layer"), RuntimeError("on meta"), FileNotFoundError("all.rows")])
 def test_without_a_prediction_a_student_is_finished_all_the_same(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fails(*_: object) -> None:
-        raise KeyError("something nobody thought of")
+        raise error
 
     monkeypatch.setattr("w2sr.planning.actual.predict", fails)
     with caplog.at_level(logging.WARNING):
         record(*finished(tmp_path, {"model_type": "gpt2", **SHORT}))
-    assert "no prediction is written beside it: 'something nobody thought of'" in caplog.text
+    assert f"all-seed0 is done; no prediction is written beside it: {error}" in caplog.text
     found = json.loads((tmp_path / "all-seed0" / FILE).read_text())
-    assert found["predicted"] is None
-    assert found["note"] == "'something nobody thought of'"
+    assert (found["predicted"], found["note"]) == (None, str(error))

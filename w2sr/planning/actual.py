@@ -34,7 +34,7 @@ def record(spec: TrainSpec, result: TrainResult) -> None:
     note = ""
     try:
         predicted = predict(spec, result, int(load_rows(Path(spec.rows)).lengths.max()))
-    except FOREIGN as error:  # nothing that a prediction meets may keep a finished student from being committed
+    except (OSError, *FOREIGN) as error:  # nothing that a prediction meets may keep a finished student from being committed
         note = str(error) or type(error).__name__
         _log.warning("%s is done; no prediction is written beside it: %s", spec.name, note)
     values = {"predicted": predicted, "actual": _actual(folder, result), "note": note}

@@ -99,6 +99,7 @@ def test_a_token_is_forbidden_exactly_if_the_text_after_it_holds_a_banned_word(
 def trained(byte_level: bool) -> Any:
     """A real tokenizer: byte-level as GPT-2's, or with a mark for spaces and bytes to fall back to as sentencepiece's."""
     texts = ["wait, été so let me see — 4 + 3 = 7; waiting for it, perhaps 🙂 поэтому"] * 20
+    texts += ["a waiting"] * 200  # often enough to be one token, whichever of equal pairs the trainer takes first
     if byte_level:
         core = Tokenizer(models.BPE())
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

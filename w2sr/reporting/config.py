@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from w2sr.schema import PLACEMENT, StrictModel, nearest
 
@@ -26,6 +26,8 @@ class EndpointPrice(StrictModel):
 
 class PricesConfig(StrictModel):
     """What the machines and the endpoints cost, in one currency."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # refused below: of a number or a mapping pydantic would say both
 
     currency: str = Field("USD", min_length=1, max_length=8, description="Name of the currency, as shown.", json_schema_extra=PLACEMENT)
     device_hour: float | dict[PricedStage, float] | None = Field(

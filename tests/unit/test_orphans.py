@@ -19,9 +19,10 @@ PARENT = """
 import subprocess, sys, time
 from w2sr.teachers.orphans import Guard
 guard = Guard()
+open(guard.folder + "/socket", "w").close()
 nap = "import time; time.sleep(600)"
 child = subprocess.Popen([sys.executable, "-c", f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {nap!r}]); {nap}"])
-print(child.pid, flush=True)
+print(guard.folder, flush=True)
 time.sleep(600)
 """
 
@@ -49,14 +50,18 @@ def wait_until_gone(mark_of: int) -> None:
 def test_children_and_grandchildren_of_a_killed_process_are_ended() -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE)
     assert parent.stdout is not None
-    int(parent.stdout.readline())
+    folder = Path(parent.stdout.readline().decode().strip())
     deadline = time.monotonic() + 20
+    assert (folder / "socket").exists()
     while len(descendants_of(parent.pid)) < 2:
         assert time.monotonic() < deadline, "child and grandchild were started"
         time.sleep(0.05)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     wait_until_gone(parent.pid)
+    while folder.exists():
+        assert time.monotonic() < deadline, "the folder goes too"
+        time.sleep(0.05)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -69,5 +74,6 @@ def test_close_ends_what_was_started_since_and_nothing_else() -> None:
     assert since.wait(timeout=10) == -signal.SIGKILL
     assert before.poll() is None
     assert MARK not in os.environ
+    assert not Path(guard.folder).exists()
     before.kill()
     before.wait()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,10 +37,22 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def pool(vllm_python: Path) -> Iterator[Pool]:
-    """One pool for all tests: vLLM takes half a minute to start."""
+    """One pool for all tests: vLLM takes half a minute to start. At its end none of its sockets may be left."""
     assert vllm_python.is_file()
+    before = _sockets()
     with ray_session(ClusterSpec(num_cpus=2, num_gpus=0)), Pool() as shared:
         yield shared
+    deadline = time.monotonic() + 20
+    while left := _sockets() - before:
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.1)
+
+
+def _sockets() -> set[Path]:
+    """Return the sockets that vLLM's processes talk by, where it makes them unless told otherwise, and our folders of them."""
+    folder = Path(tempfile.gettempdir())
+    named = [path for path in folder.iterdir() if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", path.name)]
+    return {*named, *(path.parent for path in folder.glob("w2sr-*/*-*-*-*-*"))}
 
 
 @pytest.fixture(scope="session")

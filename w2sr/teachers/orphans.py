@@ -1,4 +1,4 @@
-"""Ends the processes that a replica leaves behind when it is killed outright: they would hold its GPU's memory for ever.
+"""Ends the processes, and removes the files, that a replica leaves behind when it is killed outright: they hold its GPU's memory for ever.
 
 vLLM's engine runs in processes of its own, and those outlive a parent that gets SIGKILL (measured: still there after ten minutes). A small
 guard process waits for the parent's end and then kills whatever carries the parent's mark in its environment. Linux only.
@@ -10,22 +10,30 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 MARK = "W2SR_REPLICA"
-# The guard's whole program: wait until the pipe is closed, then end what carries the mark.
-_GUARD = "import sys; from w2sr.teachers.orphans import kill_marked; sys.stdin.buffer.read(); kill_marked(sys.argv[1])"
+# The guard's whole program: wait until the pipe is closed, then end what carries the mark and remove the folder.
+_GUARD = (
+    "import shutil, sys; from w2sr.teachers.orphans import kill_marked; sys.stdin.buffer.read(); kill_marked(sys.argv[1]); "
+    "shutil.rmtree(sys.argv[2], ignore_errors=True)"
+)
 
 
 class Guard:
-    """Marks the children that this process starts from now on, and ends them when this process ends, however it ends, or at `close`."""
+    """Marks the children that this process starts from now on, and ends them when this process ends, however it ends, or at `close`.
+
+    `folder` is a private one for their sockets; it goes with them.
+    """
 
     def __init__(self) -> None:
         self._mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self.folder = tempfile.mkdtemp(prefix="w2sr-")  # short: a socket's path may have 107 characters
         root = str(Path(__file__).resolve().parents[2])
         # In a session of its own, so that a signal to the replica's group leaves it to its work; not marked itself.
         self._process = subprocess.Popen(
-            [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {root!r}); {_GUARD}", self._mark],
+            [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {root!r}); {_GUARD}", self._mark, self.folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -36,7 +44,7 @@ class Guard:
         os.environ["SPT_NOENV"] = "1"
 
     def close(self) -> None:
-        """End the marked processes now, and the guard."""
+        """End the marked processes now, and the guard; remove the folder."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()

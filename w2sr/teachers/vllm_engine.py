@@ -91,6 +91,7 @@ class VLLMEngine:
         guard = Guard()
         with ExitStack() as undo:
             undo.callback(guard.close)
+            os.environ["VLLM_RPC_BASE_PATH"] = guard.folder  # its sockets, which it leaves behind
             engine = cls(spec, await asyncio.to_thread(_start, spec, config, device), guard)
             undo.pop_all()
         return engine

@@ -21,6 +21,7 @@ from launcher.attempt import busy
 from launcher.job_state import Try, read_state
 from launcher.jobs import jobs_of
 from w2sr.errors import UserError
+from w2sr.training.watchdog import SAID, STALLS
 
 # What a process says that only lost another one.
 _LOST_NEIGHBOUR = re.compile(
@@ -28,6 +29,7 @@ _LOST_NEIGHBOUR = re.compile(
     r"|collective operation timeout|Timed out waiting|DistBackendError|ncclRemoteError|WorkerGroupError|process group .* (aborted|shut)",
     re.IGNORECASE,
 )
+STALL_LINES = 3
 _ABORTED = "Fatal Python error: Aborted"
 _INTERRUPTED = {"KeyboardInterrupt": "by Ctrl-C", "Terminated": "by SIGTERM", "StoppedEarly": "at stop_by"}
 
@@ -108,11 +110,23 @@ def root_cause(run_dir: Path, number: int | None = None) -> Cause:
     last = attempts[-1] if number is None else number
     folder = run_dir / "logs" / f"attempt_{last}"
     processes = [process for path in sorted(folder.glob("processes/*.json")) if (process := _read(path)) is not None]
+    stalls = _stalls(run_dir, processes) if last == attempts[-1] else []
     holder = busy(run_dir) if last == attempts[-1] else None
     if holder:
-        return Cause(folder.name, False, f"has not ended: process {holder} works on it")
+        return Cause(folder.name, False, f"has not ended: process {holder} works on it", details=stalls)
     cause = explain(folder.name, processes, _exit_codes(run_dir))
+    cause = dataclasses.replace(cause, others=[*cause.others, *stalls]) if cause.failed else cause
     return cause if cause.file or not (folder / "w2sr.log").exists() else dataclasses.replace(cause, file=str(folder / "w2sr.log"))
+
+
+def _stalls(run_dir: Path, processes: list[Process]) -> list[str]:
+    """Return what the watchdogs of trainings have said since these processes were started, the last lines of each student."""
+    began, found = min((process.started for process in processes), default=0.0), list[str]()
+    for path in sorted(run_dir.glob(f"train/*/{STALLS}/{SAID}")):
+        if path.stat().st_mtime >= began:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            found += [f"{path.parents[1].name}: {line}" for line in lines[-STALL_LINES:]]
+    return found
 
 
 def explain(attempt: str, processes: list[Process], exit_codes: dict[int, int | None]) -> Cause:

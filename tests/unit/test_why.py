@@ -250,6 +250,22 @@ def test_an_attempt_that_still_runs_is_not_explained(run_dir: Path) -> None:
         assert root_cause(run_dir).cause == "has not ended: process 77 on n1 works on it"
 
 
+def test_what_the_watchdogs_of_a_training_said_is_told_of_one_that_runs_and_of_one_that_failed(run_dir: Path) -> None:
+    driver(run_dir, "GroupError", "rank 1 of 2 failed: …")
+    for student, seen in (("all-seed0", 50), ("gold-seed0", -50)):
+        said = run_dir / "train" / student / "stalls" / "said.txt"
+        said.parent.mkdir(parents=True)
+        said.write_text("".join(f"step {number} takes 60 s so far: rank 1 at work in read (feed.py:61)\n" for number in (1, 2, 3, 4)))
+        os.utime(said, (NOON + seen, NOON + seen))  # the other one's is of an earlier attempt
+    lines = [f"all-seed0: step {number} takes 60 s so far: rank 1 at work in read (feed.py:61)" for number in (2, 3, 4)]
+    assert root_cause(run_dir).others == lines
+    with open(run_dir / ".lock", "w") as file:
+        file.write("77 on n1")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert root_cause(run_dir).details == lines
+
+
 def test_an_earlier_attempt_can_be_asked_for_and_an_unknown_one_is_refused(run_dir: Path) -> None:
     driver(run_dir, "UserError", "the first")
     driver(run_dir, attempt=2, ended=NOON + 100)

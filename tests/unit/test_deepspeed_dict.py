@@ -103,9 +103,12 @@ def test_an_override_is_merged_deeply_and_leaves_the_rest() -> None:
 
 
 def test_deepspeed_itself_accepts_every_configuration_and_knows_every_key() -> None:
-    from w2sr.training.engine import import_deepspeed
+    from w2sr.training.engine import check_values, import_deepspeed
 
     import_deepspeed(on_gpu=False)
+    wrong = on_gpu({}, deepspeed={"zero_optimization": {"reduce_bucket_size": "big"}})
+    with pytest.raises(UserError, match=r"train.deepspeed: zero_optimization.reduce_bucket_size: .*valid integer.*\(given: 'big'\)"):
+        check_values(deepspeed_config(wrong, 8, on_gpu=True))
     from deepspeed.runtime import config as module
     from deepspeed.runtime.precision_config import DeepSpeedFP16Config
     from deepspeed.runtime.swap_tensor.constants import AIO_FORMAT

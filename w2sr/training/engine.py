@@ -2,7 +2,7 @@
 
 Gradient algebra: DeepSpeed averages gradients over ranks and, with its own accumulation counter, over micro-batches. Its counter is held
 at 1 and the boundary is set by hand, so a step is the plain sum over micro-batches of the mean over ranks; the loss carries the rest
-(see loss.py). tests/distributed proves that for stages 0 to 3 against plain AdamW in one process.
+(loop.py). tests/distributed proves that for stages 0 to 3 against plain AdamW in one process.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Engine:
         self._universal = universal
         on_gpu = device.type == "cuda"
         config = self._config = deepspeed_config(train, group.world_size, on_gpu, universal)
+        check_values(config)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         if train.precision == "fp16" and not deepspeed.accelerator.get_accelerator().is_fp16_supported():
             raise UserError("train.precision=fp16: this device has no kernels for it; use bf16, or fp32")
@@ -232,6 +233,19 @@ def check_nvme(folder: Path) -> None:
             "offload to nvme needs libaio and its headers, which this node lacks: install libaio-dev (Debian) or libaio-devel, or point "
             "CFLAGS and LDFLAGS at them; or offload to cpu"
         )
+
+
+def check_values(config: dict[str, Any]) -> None:
+    """Raise UserError for a value of `zero_optimization` that DeepSpeed cannot take: `train.deepspeed` knows its keys, not their types."""
+    from deepspeed.runtime.zero.config import get_zero_config
+    from pydantic import ValidationError
+
+    try:
+        get_zero_config(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"train.deepspeed: zero_optimization.{key}: {first['msg']} (given: {first['input']!r})") from error
 
 
 def import_deepspeed(on_gpu: bool) -> Any:

@@ -1,6 +1,6 @@
 """How long a training stands still for a checkpoint: written in place, and beside the steps.
 
-python benchmarks/checkpoint_stall.py FOLDER     (about 6 minutes on 2 cores, 5 GB of disk, 8 GB of memory)
+python -m benchmarks.checkpoint_stall FOLDER     (about 6 minutes on 2 cores, 5 GB of disk, 8 GB of memory)
 
 A Llama of 110 M parameters, two ranks of one core, ZeRO 2, fp32: 1.8 GB a checkpoint. The stall is checkpoint_stall_s of metrics.jsonl:
 what a step waits for the checkpoint before it. The time around the steps shows what writing beside them takes away from them.

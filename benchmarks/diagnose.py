@@ -1,4 +1,4 @@
-"""CPU time and memory of `w2sr diagnose` over two teachers: python benchmarks/diagnose.py [TRACES_OF_EACH ...]
+"""CPU time and memory of `w2sr diagnose` over two teachers: python -m benchmarks.diagnose [TRACES_OF_EACH ...]
 
 Invented run folders; every figure is of a process of its own. The texts are all different, as long as real ones (about 60 words).
 """

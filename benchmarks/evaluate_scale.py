@@ -1,4 +1,4 @@
-"""Time and memory of everything the report computes from evaluation samples: python benchmarks/evaluate_scale.py [SHAPE ...]
+"""Time and memory of everything the report computes from evaluation samples: python -m benchmarks.evaluate_scale [SHAPE ...]
 
 A shape is MODELSxPROBLEMSxSAMPLES. Invented answers in the real file layout (parts of 16,384 rows with texts, verdicts.parquet),
 difficulties and subjects in the metadata. What is timed is `comparisons` and `sections`, the code of the report: all figures with

@@ -1,4 +1,4 @@
-"""What each loss does against a teacher's mistakes, on the lab student: python benchmarks/noisy_teacher.py [SEEDS] [STEPS]
+"""What each loss does against a teacher's mistakes, on the lab student: python -m benchmarks.noisy_teacher [SEEDS] [STEPS]
 
 Traces are worked chains of sums with planted mistakes, 8 a question. Three teachers: "random": in a share of the traces one step is off by
 a random amount and the rest follows from it; "systematic": whenever 8 or 9 is taken away the result is one too large, always, so that all

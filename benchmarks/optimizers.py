@@ -1,4 +1,4 @@
-"""What optimizers, schedules and averages do to the lab student: python benchmarks/optimizers.py [STEPS] [SEEDS] [--only NAME]
+"""What optimizers, schedules and averages do to the lab student: python -m benchmarks.optimizers [STEPS] [SEEDS] [--only NAME]
 
 The student (lab:student, 0.4 M parameters) learns worked chains of sums of 9 to 12 terms, where it was made on sums of 5 to 7, through the
 product's own loop on one rank. After each training: the NLL of held-out chains under the exported weights, in nats a token, the mean over

@@ -1,8 +1,8 @@
 """Packing and tokenising at scale, on the lengths and texts of real traces.
 
-    .venv/bin/python benchmarks/packing.py fill TRACES.json [--rows 1000000] [--trl .venv-trl/bin/python]
-    .venv/bin/python benchmarks/packing.py made-up [--rows 1000000]
-    .venv/bin/python benchmarks/packing.py tokenise TRACES.json 10000 100000 [--workers 1]
+    .venv/bin/python -m benchmarks.packing fill TRACES.json [--rows 1000000] [--trl .venv-trl/bin/python]
+    .venv/bin/python -m benchmarks.packing made-up [--rows 1000000]
+    .venv/bin/python -m benchmarks.packing tokenise TRACES.json 10000 100000 [--workers 1]
 
 TRACES.json: a list of {content, output}, such as gsm8k_gemma_2b_weak.json of GAIR-NLP/weak-to-strong-reasoning. The tokenizer is that of
 SmolLM2-135M (`python -m tests.smollm2` fetches it). `fill` draws lengths from those of the traces, with replacement, and packs all of

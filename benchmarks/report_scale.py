@@ -1,6 +1,6 @@
 """The report of a run with many traces: CPU seconds and peak memory of the stage, size of the page, and seconds until it can be used.
 
-    PYTHONPATH=. python benchmarks/report_scale.py 50000 150000
+    python -m benchmarks.report_scale 50000 150000
 
 Writes made-up runs (one teacher with three traces of each prompt, about 2,900 characters a trace, four students, 30 held-out problems)
 under --scratch. Each report is made in a process of its own and then opened in headless Chromium, if there is one.

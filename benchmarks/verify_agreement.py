@@ -1,6 +1,6 @@
 """Our verdicts beside those of plain math-verify on the same pairs, and every disagreement.
 
-    python benchmarks/verify_agreement.py [--pairs 20000] [--seed 7]
+    python -m benchmarks.verify_agreement [--pairs 20000] [--seed 7]
 
 Pairs are made from MATH-500's golds as in answer_pairs.py; equal ones count once. "ours" is what Grader gives (proof where possible, else
 math-verify in a killable process); "plain" is math_verify.verify(parse(gold), parse(answer)) with its own settings. Answers that end in a

@@ -1,6 +1,6 @@
 """Verifications a second on real answers, with two grading processes, and how plain math-verify compares.
 
-    python benchmarks/verify_throughput.py [--seconds 20] [--pairs 20000]
+    python -m benchmarks.verify_throughput [--seconds 20] [--pairs 20000]
 
 A verification is a completion in, a Verification out (extraction, first and last answer, verdict), through Grader.grade in the driver.
 Answers are the golds of gsm8k/test (plain integers) and MATH-500 (all, and those that are no plain number), rewritten, changed or swapped

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,6 +149,45 @@ def test_an_export_that_is_not_the_trained_model_is_not_published(tmp_path: Path
     assert not (Path(spec.output) / "model").exists()
     assert train(spec)
     assert (Path(spec.output) / "model").exists()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["in place", "beside the steps"])
+def test_a_disk_that_is_full_at_a_checkpoint_costs_the_steps_since_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    from w2sr.training.checkpoint import Checkpoints
+    from w2sr.training.loop import train
+
+    calm = make_spec(tmp_path, "calm", num_ranks=1, max_steps=5, checkpoint_every=2)
+    assert train(calm)
+    spec = make_spec(tmp_path, "full", num_ranks=1, max_steps=5, checkpoint_every=2, asynchronous_checkpoints=asynchronous)
+    disk = Path(spec.output)
+    disk.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small file system needs root: {mounted.stderr.strip()}")
+    save = Checkpoints.save
+
+    def save_on_what_is_left(self: Checkpoints, *arguments: Any) -> None:
+        if arguments[1].step == 4:
+            with open(disk / "filler", "wb", buffering=0) as file:
+                while shutil.disk_usage(disk).free > 65536:
+                    file.write(b"x" * 16384)
+        save(self, *arguments)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "save", save_on_what_is_left)
+            with pytest.raises(UserError, match="is full; free some space"):
+                train(spec)
+        assert (disk / "checkpoints" / "step-00000002" / "complete.json").exists()
+        (disk / "filler").unlink()
+        assert train(spec)
+        assert model_bytes(spec) == model_bytes(calm)
+        assert steps_logged(spec) == [1, 2, 3, 4, 5]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def start_and_kill(spec: TrainSpec, kill: Kill) -> str:

@@ -26,7 +26,8 @@ W2SR = [command[1:] for command in COMMANDS if command[0] == "w2sr"]
 def test_every_w2sr_command_parses_and_its_config_is_valid(arguments: list[str]) -> None:
     parsed = build_parser().parse_args(arguments)
     if getattr(parsed, "config", None) and parsed.config.suffix == ".yaml":  # `report` takes runs, too
-        load_config(ROOT / parsed.config, parsed.overrides)
+        gpus = getattr(parsed, "gpus", None)
+        load_config(ROOT / parsed.config, [*parsed.overrides, *([f"train.num_ranks={gpus}", "train.use_gpu=true"] if gpus else [])])
 
 
 @pytest.mark.parametrize("arguments", [a for a in W2SR if a[0] == "config"], ids=lambda arguments: " ".join(arguments)[:60])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -49,6 +50,14 @@ def test_a_spec_that_a_hand_has_spoilt_is_refused_by_key(change: dict[str, objec
         TrainSpec.from_json(json.dumps({**json.loads(spec().to_json()), **change}), "spec.json")
     with pytest.raises(UserError, match=r"spec.json is no JSON object but 5"):
         TrainSpec.from_json("5", "spec.json")
+
+
+def test_a_spec_s_identity_is_of_all_that_decides_the_weights_and_of_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("w2sr.training.spec.rows_digest", str)
+    changes = ({"model_digest": "other"}, {"seed": 1}, {"rows": "other"}, {"train": TrainConfig(max_steps=3)})
+    assert len({spec().identity(), *(dataclasses.replace(spec(), **change).identity() for change in changes)}) == 5
+    for change in ({"name": "other"}, {"output": "other"}, {"model": "moved"}, {"stop_by": "2026-12-01T06:00:00+00:00"}):
+        assert dataclasses.replace(spec(), **change).identity() == spec().identity()
 
 
 def test_there_is_no_result_before_the_training_is_finished(tmp_path: Path) -> None:

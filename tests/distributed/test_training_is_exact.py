@@ -117,7 +117,7 @@ def test_a_training_gives_the_same_bits_after_other_trainings_in_the_same_proces
     assert one == again
 
 
-def test_bf16_keeps_master_weights_and_exports_its_own_dtype(folder: Path, reference: Reference) -> None:
+def test_bf16_exports_its_own_dtype_near_what_fp32_gives(folder: Path, reference: Reference) -> None:
     import torch
 
     spec = make_spec(folder, "zero2-bf16", **CASES["zero2-bf16"])

@@ -45,7 +45,7 @@ class NodeLost(Exception):
 
 @dataclass(frozen=True)
 class Allocation:
-    """What Slurm gave: the job's number, how often it was queued again before, its hosts and the processors on each."""
+    """What Slurm gave: the job's number (7, or 7_1 in an array), how often it was queued again, its hosts and the processors on each."""
 
     number: str
     restart: int
@@ -57,9 +57,13 @@ class Allocation:
         """Return the allocation of the batch script that this process belongs to. Raises UserError outside of one."""
         if "SLURM_JOB_ID" not in environment or "SLURM_JOB_NODELIST" not in environment:
             raise UserError("this runs in a batch job of Slurm only; use `w2sr submit` or `w2sr cluster up`")
+        number = environment["SLURM_JOB_ID"]
+        if "SLURM_ARRAY_JOB_ID" in environment:
+            # One element's SLURM_JOB_ID is the array's, which Slurm's commands take to mean all elements.
+            number = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
         hosts = slurm.hostnames(environment["SLURM_JOB_NODELIST"])
         return Allocation(
-            environment["SLURM_JOB_ID"],
+            number,
             int(environment.get("SLURM_RESTART_COUNT", "0")),
             hosts,
             cpus_per_node(environment["SLURM_JOB_CPUS_PER_NODE"]),

@@ -119,6 +119,9 @@ def test_an_allocation_is_what_slurm_says_it_is(play: Play) -> None:
     play("scontrol", "printf 'n1\\nn2\\n'")
     variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_CPUS_PER_NODE": "4(x2)", "SLURM_RESTART_COUNT": "3"}
     assert Allocation.of(variables) == Allocation("7", 3, ("n1", "n2"), (4, 4))
+    # The number of one element is the whole array's: asking for 7 would end, or queue again, its siblings.
+    element = variables | {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
+    assert Allocation.of(element).number == "7_1"
     with pytest.raises(UserError, match="this runs in a batch job of Slurm only; use `w2sr submit`"):
         Allocation.of({})
 

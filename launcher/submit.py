@@ -9,6 +9,7 @@ import itertools
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -64,6 +65,9 @@ def _array(text: str) -> list[str]:
     key, equals, values = text.partition("=")
     if not equals or not key or not all(values.split(",")):
         raise UserError(f"--array {text!r} is not of the form key=a,b,c, for example seed=0,1,2")
+    double = next((value for value in values.split(",") if values.split(",").count(value) > 1), None)
+    if double is not None:
+        raise UserError(f"--array {text!r} names {double!r} more than once, and each value has one run folder; give each value once")
     return [f"{key}={value}" for value in values.split(",")]
 
 
@@ -120,7 +124,10 @@ def _new_job(cluster: OpenCluster, backend_name: str, config: PipelineConfig, st
 
 
 def _hand_in(cluster: OpenCluster, wanted: list[tuple[PipelineConfig, tuple[str, ...], str]]) -> list[Job]:
-    """Write the jobs' folders and submit them; what the backend refuses leaves no job behind. Raises UserError when the cluster is down."""
+    """Write the jobs' folders and submit them; what the backend refuses leaves no job behind. Raises UserError when the cluster is down.
+
+    Those that it took before a failure or an interrupt stay, and are named.
+    """
     name = backend_of(cluster)
     if name == "ray":
         cluster.up()
@@ -133,6 +140,8 @@ def _hand_in(cluster: OpenCluster, wanted: list[tuple[PipelineConfig, tuple[str,
             submitted.append(dataclasses.replace(job, backend_id=number))
             submitted[-1].save()
     finally:
+        if submitted and len(submitted) < len(jobs):
+            say(f"{len(submitted)} of {len(jobs)} jobs were handed in and go on: {', '.join(job.id for job in submitted)}; see `w2sr jobs`")
         for job, _ in jobs[len(submitted) :]:
             forget_job(job)
             shutil.rmtree(job.folder, ignore_errors=True)
@@ -142,10 +151,13 @@ def _hand_in(cluster: OpenCluster, wanted: list[tuple[PipelineConfig, tuple[str,
     return submitted
 
 
-def _submit_all(cluster: OpenCluster, jobs: list[Job]) -> list[str]:
+def _submit_all(cluster: OpenCluster, jobs: list[Job]) -> Iterator[str]:
+    """Yield the number of each job as soon as the backend has taken it, so that it is stored before the next is handed in."""
     if jobs[0].backend == "slurm" and len(jobs) > 1:
-        return cast(ArrayBackend, backend("slurm")).submit_array(cluster, jobs, say)
-    return [backend(job.backend).submit(cluster, job, say) for job in jobs]
+        yield from cast(ArrayBackend, backend("slurm")).submit_array(cluster, jobs, say)
+    else:
+        for job in jobs:
+            yield backend(job.backend).submit(cluster, job, say)
 
 
 def _write(job: Job, config: PipelineConfig) -> None:

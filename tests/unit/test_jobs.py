@@ -35,9 +35,10 @@ class FakeBackend:
         self.states: dict[str, str] = {}
         self.stopped: list[str] = []
         self.refuses = self.silent = False
+        self.room = 1000
 
     def submit(self, _cluster: OpenCluster, job: Job, _say: Say) -> str:
-        if self.refuses:
+        if self.refuses or len(self.states) >= self.room:
             raise ClusterError("no")
         assert load_config(job.folder / "config.yaml").run_dir == job.run_dir
         self.states[job.id] = "pending"
@@ -128,6 +129,17 @@ def test_what_the_backend_refuses_leaves_no_job(fake: FakeBackend, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+def test_what_the_backend_took_before_it_refused_stays_and_is_named(
+    fake: FakeBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.room = 1
+    assert main(["submit", str(tmp_path / "config.yaml"), "--cluster", "lab", "--array", "seed=0,1,2"]) == 2
+    (job,) = known_jobs()
+    assert (job.backend_id, load_job(job.folder)) == ("number-1", job)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["seed=0"]
+    assert f"1 of 3 jobs were handed in and go on: {job.id}; see `w2sr jobs`" in capsys.readouterr().err
+
+
 def test_a_cluster_that_is_down_takes_no_job(fake: FakeBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other.yaml").write_text(yaml.safe_dump({"kind": "local"}))
     assert main(["submit", str(tmp_path / "config.yaml"), "--cluster", str(tmp_path / "other.yaml")]) == 2
@@ -142,6 +154,7 @@ def test_a_cluster_that_is_down_takes_no_job(fake: FakeBackend, tmp_path: Path, 
         (["--stage", "trian"], "did you mean 'train'"),
         (["--array", "seed"], "not of the form key=a,b,c"),
         (["--array", "seed=1,,2"], "not of the form key=a,b,c"),
+        (["--array", "seed=0,1,0"], "names '0' more than once"),
         (["--array", "seed=1,2", "--follow"], "--follow follows one job"),
         (["train.max_stepz=3"], "max_stepz"),
         (["student.model=/nowhere"], "there is no such folder"),

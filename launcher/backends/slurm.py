@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import shutil
 from pathlib import Path
 
 from launcher import slurm
@@ -17,22 +19,29 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def submit(cluster: OpenCluster, job: Job, say: Say) -> str:
-    """See Backend. Raises UserError with sbatch's words when Slurm refuses."""
+    """See Backend. Raises UserError with sbatch's words when Slurm refuses. After an interrupt nothing is left in the queue."""
     _prepare(cluster, job)
-    number = slurm.submit(preview(cluster, job))
-    say(_told(number))
+    with contextlib.ExitStack() as undo:
+        number = slurm.submit(preview(cluster, job))
+        undo.callback(slurm.cancel, number)
+        say(_told(number))
+        undo.pop_all()
     return number
 
 
 def submit_array(cluster: OpenCluster, jobs: list[Job], say: Say) -> list[str]:
     """See ArrayBackend. Raises UserError as `submit` does."""
     links = home() / "arrays" / secrets.token_hex(4)
-    links.mkdir(mode=0o700, parents=True)
-    for index, job in enumerate(jobs):
-        _prepare(cluster, job)
-        (links / str(index)).symlink_to(job.folder.absolute())
-    number = slurm.submit(array_script(_file(cluster), f"w2sr-{cluster.name}", links, len(jobs), Places(home(), ROOT)))
-    say(_told(number))
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, links, ignore_errors=True)
+        links.mkdir(mode=0o700, parents=True)
+        for index, job in enumerate(jobs):
+            _prepare(cluster, job)
+            (links / str(index)).symlink_to(job.folder.absolute())
+        number = slurm.submit(array_script(_file(cluster), f"w2sr-{cluster.name}", links, len(jobs), Places(home(), ROOT)))
+        undo.callback(slurm.cancel, number)
+        say(_told(number))
+        undo.pop_all()
     return [f"{number}_{index}" for index in range(len(jobs))]
 
 
@@ -62,7 +71,10 @@ def _prepare(cluster: OpenCluster, job: Job) -> None:
 
 
 def _told(number: str) -> str:
-    return slurm.warning(number) or f"Slurm job {number}: {slurm.queue_state(number)[1].lower()}"
+    try:
+        return slurm.warning(number) or f"Slurm job {number}: {slurm.queue_state(number)[1].lower()}"
+    except UserError as error:
+        return f"Slurm job {number} is submitted, but how it stands is not known: {error}"
 
 
 def _file(cluster: OpenCluster) -> SlurmCluster:

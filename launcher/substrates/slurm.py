@@ -27,19 +27,21 @@ NUMBER = "slurm_job"
 def up(cluster: OpenCluster, say: Say) -> ClusterState:
     """Submit a job that holds the nodes, unless there is one, and wait until Ray is up. Raises UserError when Slurm or a node refuses.
 
-    After an interrupt or a failure nothing is left that this call submitted.
+    After an interrupt or a failure nothing is left that this call submitted or, as the cluster was down, waited for.
     """
     number = _number(cluster)
-    if number is not None and slurm.queue_state(number)[0] != "ended":
-        say(f"Slurm job {number} is there")
-        return _wait(cluster, number, say)
-    cluster.token()
-    (cluster.folder / LOG).unlink(missing_ok=True)
-    number = slurm.submit(hold_script(_file(cluster), cluster.folder, Places(home(), ROOT)))
-    (cluster.folder / NUMBER).write_text(number)
-    say(slurm.warning(number) or f"Slurm job {number} is submitted")
     with contextlib.ExitStack() as undo:
-        undo.callback(down, cluster, say)
+        if number is not None and slurm.queue_state(number)[0] != "ended":
+            say(f"Slurm job {number} is there")
+            if cluster.state is None:
+                undo.callback(down, cluster, say)
+        else:
+            cluster.token()
+            (cluster.folder / LOG).unlink(missing_ok=True)
+            number = slurm.submit(hold_script(_file(cluster), cluster.folder, Places(home(), ROOT)))
+            (cluster.folder / NUMBER).write_text(number)
+            undo.callback(down, cluster, say)
+            say(slurm.warning(number) or f"Slurm job {number} is submitted")
         state = _wait(cluster, number, say)
         undo.pop_all()
     return state

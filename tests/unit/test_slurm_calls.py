@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from launcher import job_state, slurm
+from launcher.backends import slurm as slurm_jobs
 from launcher.backends.ray import environment
 from launcher.cluster_file import SlurmCluster
 from launcher.home import ClusterState, Job, OpenCluster
 from launcher.slurm_batch import AGAIN, Batch
 from launcher.slurm_nodes import Allocation, NodeLost, cpus_per_node
+from launcher.substrates import slurm as slurm_nodes
 from w2sr.errors import UserError
 
 Play = Callable[[str, str], None]
@@ -235,6 +237,74 @@ def test_the_supervisor_learns_where_ray_is_and_when_to_stop_and_no_secret_is_in
     assert stop_by == datetime(2026, 11, 22, 7, 28).astimezone(timezone.utc)
     assert len((tmp_path / "token").read_text()) == 64
     assert "RAY_AUTH_TOKEN" not in seen
+
+
+def interrupted(said: str) -> None:
+    if not said.startswith("cancelling"):
+        raise KeyboardInterrupt
+
+
+def handed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, play: Play) -> tuple[OpenCluster, list[Job]]:
+    monkeypatch.setenv("W2SR_HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "clusters" / "campus").mkdir(parents=True)
+    jobs = [Job(name, "campus", "slurm", "", str(tmp_path / name), (), 0.0, max_restarts=2) for name in ("one", "two")]
+    for job in jobs:
+        job.save()
+    play("sbatch", "cat > /dev/null; echo 7")
+    play("squeue", "echo 'PENDING|Priority'")
+    play("scancel", f"printf '#!/bin/sh\necho CANCELLED' > {tmp_path}/bin/squeue")
+    return OpenCluster(SlurmCluster(kind="slurm", name="campus"), tmp_path / "home" / "clusters" / "campus", None), jobs
+
+
+def test_an_interrupt_after_slurm_took_a_job_leaves_nothing_in_its_queue(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, jobs = handed_in(tmp_path, monkeypatch, play)
+    for submit in (
+        lambda: slurm_jobs.submit(cluster, jobs[0], interrupted),
+        lambda: slurm_jobs.submit_array(cluster, jobs, interrupted),
+        lambda: slurm_nodes.up(cluster, interrupted),
+    ):
+        (tmp_path / "calls").unlink(missing_ok=True)
+        with pytest.raises(KeyboardInterrupt):
+            submit()
+        assert "scancel --quiet 7" in calls(tmp_path)
+    assert not list((tmp_path / "home" / "arrays").iterdir())
+
+
+def test_what_slurm_took_is_a_job_also_when_it_falls_silent_then(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, jobs = handed_in(tmp_path, monkeypatch, play)
+    play("squeue", "echo 'squeue: error: Socket timed out' >&2; exit 1")
+    said: list[str] = []
+    assert slurm_jobs.submit(cluster, jobs[0], said.append) == "7"
+    assert said == ["Slurm job 7 is submitted, but how it stands is not known: squeue failed: Socket timed out"]
+    assert "scancel --quiet 7" not in calls(tmp_path)
+
+
+def test_an_array_that_slurm_refuses_leaves_no_links(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, jobs = handed_in(tmp_path, monkeypatch, play)
+    play("sbatch", "cat > /dev/null; echo 'no such partition' >&2; exit 1")
+    with pytest.raises(UserError, match="no such partition"):
+        slurm_jobs.submit_array(cluster, jobs, print)
+    assert not list((tmp_path / "home" / "arrays").iterdir())
+
+
+@pytest.mark.parametrize("is_up", [False, True])
+def test_an_interrupt_of_a_second_up_ends_the_nodes_unless_they_were_up(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_up: bool
+) -> None:
+    cluster, _ = handed_in(tmp_path, monkeypatch, play)
+    (cluster.folder / slurm_nodes.NUMBER).write_text("7")
+    if is_up:
+        cluster = cluster.save(ClusterState("a:1", "a:2", (), 0.0, slurm_job="7"))
+
+    def wait(*_: object) -> ClusterState:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(slurm_nodes, "_wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        slurm_nodes.up(cluster, print)
+    assert ("scancel --quiet 7" in calls(tmp_path)) is not is_up
 
 
 def test_a_job_on_held_nodes_learns_when_to_stop(play: Play, tmp_path: Path) -> None:

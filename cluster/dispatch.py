@@ -111,7 +111,13 @@ class Dispatcher:
         return self._recall(self._num_leased)
 
     def give_back(self, replica: str, numbers: Collection[int]) -> None:
-        """Take back tasks that `replica` had not begun."""
+        """Take back tasks that `replica` had not begun.
+
+        A replica that is not here was handed on while it answered its former service's recall: then it held nothing.
+        """
+        if replica not in self._replicas:
+            assert not numbers, f"{replica} gives back {numbers}, but is not here"
+            return
         self._replicas[replica].recalled = 0
         self._waiting.extendleft([self._take_back(replica, number) for number in reversed(list(numbers))])
 
@@ -151,10 +157,6 @@ class Dispatcher:
     def held(self, replica: str) -> int:
         """Return how many tasks `replica` has."""
         return len(self._replicas[replica].leases)
-
-    def holds(self, replica: str, number: int) -> bool:
-        """Return whether task `number` is leased to `replica`."""
-        return replica in self._replicas and number in self._replicas[replica].leases
 
     def next_due(self) -> float | None:
         """Return when the next delayed task is due."""

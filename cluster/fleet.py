@@ -182,7 +182,7 @@ class Fleet:
                         f"replica {member} was not ready after {limit:g} s: it has its processors and is still loading; "
                         "if it only needs longer, raise start_timeout_s"
                     )
-            if not lane.is_short or any(other.placed for other in lanes if other is not lane):
+            if not lane.is_short or any(other.placed and not other.service.in_driver for other in lanes if other is not lane):
                 lane.short_since = now
             elif now - lane.short_since > limit:
                 return ClusterError(

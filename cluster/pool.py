@@ -140,11 +140,12 @@ class _Run:
     def is_over(self) -> bool:
         """Return whether nothing is in flight and nothing will be."""
         self._check_stop()
+        is_done = all(self._is_exhausted(lane) and not lane.work.num_open for lane in self.lanes.values())
         if self._drain_until is None:
-            return all(self._is_exhausted(lane) and not lane.work.num_open for lane in self.lanes.values())
+            return is_done
         if any(lane.work.num_leased for lane in self.lanes.values()) and time.monotonic() < self._drain_until:
             return False
-        self.drained = self.failure is None
+        self.drained = self.failure is None and not is_done
         return True
 
     def abandon(self) -> None:

@@ -57,6 +57,14 @@ def test_a_replica_gets_more_than_it_can_run_only_while_many_tasks_wait() -> Non
     assert [len(tasks) for tasks in leased(few).values()] == [4, 4], "the last two go to whoever is free first"
 
 
+def test_a_replica_that_came_from_elsewhere_may_answer_its_former_services_recall_late() -> None:
+    new = make()
+    new.give_back("a", ())  # it loads what is new, and the answer was on its way
+    assert new.num_open == 0
+    with pytest.raises(AssertionError, match="a gives back"):
+        new.give_back("a", (1,))
+
+
 def test_a_replica_that_will_soon_be_there_finds_work() -> None:
     work = make(capacity=1, prefetch=1)
     work.add_replica("a")

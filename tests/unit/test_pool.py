@@ -200,6 +200,14 @@ def test_stop_leases_nothing_more_and_yields_what_is_in_flight(pool: Pool) -> No
     assert sorted(got) == list(range(len(got)))
 
 
+def test_a_stop_that_comes_when_all_was_done_left_nothing(pool: Pool) -> None:
+    stop = threading.Event()
+    source = ListSource(a=[("say",), ("sleep", 0.3), ("sleep", 0.3)])
+    for _ in pool.run([replace(A, capacity=3)], source, stop=stop):
+        stop.set()
+    assert not pool.drained
+
+
 def test_after_stop_a_replica_does_not_begin_what_waits_at_its_side(pool: Pool) -> None:
     stop = threading.Event()
     got = []
@@ -312,6 +320,13 @@ def test_a_service_for_which_there_is_never_room_ends_the_run_and_says_what_is_m
             ClusterError, match=r"service a was not ready after 0.5 s: it waits for 1 replica with 4 CPUs, 1 GPU; the cluster "
         ):
             list(pool.run([service], ListSource(a=[("say",)])))
+
+
+def test_a_thread_beside_it_frees_nothing_that_a_service_could_wait_for() -> None:
+    with Pool(SmallCluster(0)) as pool:
+        services = [replace(A, name="far"), replace(A, in_driver=False, cpus=4, start_timeout_s=0.3)]
+        with pytest.raises(ClusterError, match=r"service a was not ready after 0.3 s: it waits for 1 replica with 4 CPUs"):
+            list(pool.run(services, ListSource(far=[("sleep", 0.05)] * 100, a=[("say",)])))
 
 
 def test_there_are_never_more_replicas_than_tasks(pool: Pool) -> None:

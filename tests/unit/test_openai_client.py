@@ -116,6 +116,9 @@ FAULTS = {
     "no choices": (http(200, {"choices": []}), "no completion: choices", False),
     "a list": (http(200, [1]), "no completion: body", False),
     "wrong type": (http(200, {"choices": [{"message": {"content": 5}, "finish_reason": "stop"}]}), "no completion", False),
+    "more tokens than there can be": (http(200, {**answer(), "usage": {"completion_tokens": 10**30}}), "usage.completion_tokens", False),
+    "fewer than no tokens": (http(200, {**answer(), "usage": {"prompt_tokens": -5}}), "usage.prompt_tokens", False),
+    "no token's id": (http(200, {"choices": [{"text": "4", "finish_reason": "stop", "token_ids": [2**31]}]}), "token_ids.0", False),
     "no finish_reason": (http(200, answer("half an ans", None)), "no finish_reason", False),
     "no message": (http(200, {"choices": [{"finish_reason": "stop"}]}), "neither a message nor a text", False),
     "aborted": (http(200, answer("half an ans", "abort")), "broke the answer off", False),
@@ -152,6 +155,7 @@ def test_a_connection_that_is_refused_is_to_be_tried_again_and_said() -> None:
         ({"retry_after_ms": "2500", "Retry_After": "60"}, 2.5, 2.6),
         ({"Retry_After": "Sun, 22 Nov 2026 02:00:09 GMT", "Date": "Sun, 22 Nov 2026 02:00:00 GMT"}, 9.0, 9.1),
         ({"Retry_After": "whenever"}, 0.0, 0.02),
+        ({"Retry_After": "3", "Date": "Sun, 22 Nov 99999999999 02:00:00 GMT"}, 3.0, 3.1),
     ],
 )
 def test_retry_after_is_honoured(headers: dict[str, str], at_least: float, at_most: float) -> None:

@@ -56,6 +56,7 @@ def test_waits_double_and_differ_between_requests() -> None:
         ("Sunday, 22-Nov-26 02:00:30 GMT", 30.0),
         ("Sun, 22 Nov 2026 02:00:30 -0000", 30.0),
         ("Sun, 22 Nov 2026 01:00:00 GMT", 0.0),
+        ("Sun, 22 Nov 99999999999 02:00:30 GMT", None),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | None) -> None:

@@ -162,6 +162,7 @@ BAD_ROWS = [
     (row("a?", "half \ud83d"), {}, "holds half a character at position 5"),
     (row("a?", why="bored"), {"finish_reason": "why"}, r"column 'why' \(finish_reason\) holds 'bored'; allowed: stop, length, error"),
     (row("a?", n=-1), {"num_tokens": "n"}, r"column 'n' \(num_tokens\) holds -1; it must be a whole number"),
+    (row("a?", n=2**31), {"num_tokens": "n"}, r"must be a whole number below 2\*\*31"),
     (row("a?", n=1.5), {"num_tokens": "n"}, "it must be a whole number"),
     (row("a?"), {"answer": "a"}, r"no column 'a'.*engine.fields.answer"),
 ]

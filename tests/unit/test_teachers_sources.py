@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +39,22 @@ def test_arcs_cover_the_ring_evenly_and_take_the_share_asked_for(count: int, sha
     if taken:
         # Arc after arc round the ring: nobody is asked for a second time before everybody was asked once, rounding at the seams aside.
         assert sum(abs(number - sum(shares)) >= 2 for number in taken) == 0
+
+
+@pytest.mark.parametrize("parts", [20, 7])
+def test_arcs_that_fill_the_ring_have_no_prompt_in_common_and_miss_none(parts: int) -> None:
+    for first, second in itertools.combinations(range(1, parts), 2):
+        shares = [first / parts, (second - first) / parts, (parts - second) / parts]
+        for count in (1, 2, 5, 10, 15, 30, 45, 50):
+            members = [arc.members(prompts_of(count), 3) for arc in arcs(shares)]
+            assert sorted(itertools.chain(*members)) == list(range(count)), (shares, count)
+
+
+@given(count=st.integers(1, 60), shares=st.lists(st.integers(1, 99).map(lambda number: number / 100), min_size=2, max_size=6))
+def test_prompts_are_asked_in_turn_however_many_rounds_the_shares_make(count: int, shares: list[float]) -> None:
+    members = [arc.members(prompts_of(count), 3) for arc in arcs(shares)]
+    asked = [sum(index in part for part in members) for index in range(count)]
+    assert max(asked) - min(asked) <= 1, "no prompt at a seam is asked once more or once less"
 
 
 def test_two_halves_are_disjoint_and_complete_and_order_does_not_matter() -> None:

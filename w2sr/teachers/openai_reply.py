@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from w2sr.teachers.pacing import retry_after_s
+from w2sr.teachers.pacing import http_date, retry_after_s
 
 
 class Fault(Exception):
@@ -63,6 +62,10 @@ class Reply:
     token_ids: tuple[int, ...] | None
 
 
+# What our tables hold: 32 bits.
+_Number = Annotated[int, Field(ge=0, lt=2**31)]
+
+
 class _Message(BaseModel):
     content: str | None = None
     reasoning_content: str | None = None  # DeepSeek, SGLang, vLLM until 2025, transformers serve
@@ -75,12 +78,12 @@ class _Choice(BaseModel):
     finish_reason: str | None = None
     message: _Message | None = None
     text: str | None = None
-    token_ids: list[int] | None = None
+    token_ids: list[_Number] | None = None
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _Number | None = None
+    completion_tokens: _Number | None = None
 
 
 class _Body(BaseModel):
@@ -178,11 +181,7 @@ def _asked_s(headers: Mapping[str, str]) -> float | None:
     milliseconds = retry_after_s(headers.get("retry-after-ms"))  # OpenAI and Azure, more exact than Retry-After
     if milliseconds is not None:
         return milliseconds / 1000
-    try:
-        now = parsedate_to_datetime(headers.get("Date", ""))
-    except ValueError:
-        now = None
-    return retry_after_s(headers.get("Retry-After"), now)
+    return retry_after_s(headers.get("Retry-After"), http_date(headers.get("Date", "")))
 
 
 def whole_characters(text: str) -> str:

@@ -42,12 +42,19 @@ def retry_after_s(value: str | None, now: datetime | None = None) -> float | Non
     try:
         seconds = float(value)
     except ValueError:
-        try:
-            date = parsedate_to_datetime(value)
-        except ValueError:
+        date = http_date(value)
+        if date is None:
             return None
         seconds = (_utc(date) - _utc(now or datetime.now(timezone.utc))).total_seconds()
     return max(0.0, seconds) if abs(seconds) < 1e9 else None  # NaN and infinity are no number of seconds either
+
+
+def http_date(value: str) -> datetime | None:
+    """Return the time that a header names; None where it is no date, or one beyond what a datetime holds."""
+    try:
+        return parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _utc(date: datetime) -> datetime:

@@ -274,8 +274,10 @@ def _finish_reason(row: Row, column: str) -> FinishReason:
 
 def _count(row: Row, column: str) -> int:
     value = _column(row, "num_tokens", column)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise UserError(f"{row.where}: column {column!r} (num_tokens) holds {_short(value)}; it must be a whole number, 0 for unknown")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise UserError(
+            f"{row.where}: column {column!r} (num_tokens) holds {_short(value)}; it must be a whole number below 2**31, 0 for unknown"
+        )
     return value
 
 

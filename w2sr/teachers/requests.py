@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from w2sr.records import Prompt, seed_of, trace_id_of
 from w2sr.teachers.engine import Request
 
+# Places on the ring of prompts are counted in billionths.
+_RING = 10**9
+
 
 @dataclass(frozen=True)
 class Arc:
@@ -27,13 +30,24 @@ class Arc:
         if self.share >= 1:
             return list(range(count))
         ring = sorted(range(count), key=lambda index: hashlib.sha256(f"{run_seed}\x1f{prompts[index].prompt_id}".encode()).digest())
-        first, last = round(self.start * count), round((self.start + self.share) * count)
-        return sorted(ring[place % count] for place in range(first, last))
+        first = _billionths(self.start)
+        places = range(_nearest(first, count), _nearest(first + _billionths(self.share), count))
+        return sorted(ring[place % count] for place in places)
 
 
 def arcs(shares: Sequence[float]) -> list[Arc]:
     """Return the arcs of teachers with these shares: each begins where the one before ends, round the ring."""
-    return [Arc(round(sum(shares[:number]) % 1.0, 9), share) for number, share in enumerate(shares)]
+    starts = [sum(map(_billionths, shares[:number])) % _RING for number in range(len(shares))]
+    return [Arc(start / _RING, share) for start, share in zip(starts, shares, strict=True)]
+
+
+def _billionths(fraction: float) -> int:
+    return round(fraction * _RING)
+
+
+def _nearest(at: int, count: int) -> int:
+    """Return which of `count` prompts begins at `at` billionths of the ring. Whole numbers: an end and the next start are the same place."""
+    return (2 * at * count + _RING) // (2 * _RING)
 
 
 class RequestPlan:

@@ -30,13 +30,12 @@ def here(tmp_path: Path) -> Path:
 
 
 def mycluster(folder: Path, address: str) -> None:
-    """What `w2sr cluster up` leaves of a cluster that somebody keeps."""
-    (folder / "mycluster.yaml").write_text(
-        f"kind: ray\naddress: {address}\ntoken_file: {os.environ['RAY_AUTH_TOKEN_PATH']}\n",
-    )
+    """What `w2sr cluster up` leaves of a cluster on this machine."""
+    (folder / "mycluster.yaml").write_text("kind: local\n")
     code = (
         "from launcher.home import *; cluster = open_cluster('mycluster.yaml');"
-        f"cluster.save(ClusterState({address!r}, '127.0.0.1:8265', (), 0.0))"
+        f"cluster.save(ClusterState({address!r}, '127.0.0.1:8265', (), 0.0)); import os, shutil;"
+        "shutil.copy(os.environ['RAY_AUTH_TOKEN_PATH'], cluster.token_path)"
     )
     environment = os.environ | {"W2SR_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, timeout=60)

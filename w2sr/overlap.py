@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
-from cluster.placement import place
+from cluster.placement import Placement, place
 from cluster.session import topology_of
+from cluster.topology import Topology
 from w2sr.artifacts import MANIFEST
+from w2sr.config import PipelineConfig
 from w2sr.errors import StoppedEarly
 from w2sr.evaluation.contestants import Contestant, contestants_of
 from w2sr.evaluation.matrix import comparison_pairs
@@ -37,8 +39,14 @@ def overlap(run: Run, stages: list[str]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(run.ray())
-        pool = beside_pool(run, stages)
+        topology = topology_of(run.config.cluster.spec())
+        assert topology is not None, "the session is open"
+        pool = beside_pool(run.config, topology, stages)
         open_pairs(run, comparison_pairs(run, _ready(run)))  # refuses what does not fit what was begun
+        if pool is None:
+            log.info("   overlap: there is no room for evaluation beside the other stages; it has its own turn")
+            yield
+            return
         stop = threading.Event()
         thread = stack.enter_context(ThreadPoolExecutor(1, "evaluate-beside"))
         log.info("   overlap: evaluating beside, on at most %d replicas", pool.replicas)
@@ -49,14 +57,23 @@ def overlap(run: Run, stages: list[str]) -> Iterator[None]:
         work.result()
 
 
-def beside_pool(run: Run, stages: list[str]) -> PoolConfig:
-    """Return the pool that evaluation may have while others work: what the planner leaves to it in every phase it shares."""
-    topology = topology_of(run.config.cluster.spec())
-    assert topology is not None, "the session is open"
-    shared = [phase for phase in phases_of(run.config, stages) if len(phase.demands) > 1 and EVALUATION in {d.name for d in phase.demands}]
-    found = min((len(place(topology, phase.demands).of(EVALUATION)) for phase in shared), default=1)
-    pool = run.config.evaluate.pool
-    return pool.model_copy(update={"replicas": max(found, pool.min_replicas)})
+def beside_pool(config: PipelineConfig, topology: Topology, stages: Sequence[str]) -> PoolConfig | None:
+    """Return the pool that evaluation may have while others work: what the planner leaves to it in every phase it shares.
+
+    A training takes the most ranks that find room alone, before anything is left. None: fewer than min_replicas are left.
+    """
+    sizes = (
+        size for size in reversed(config.train.group_sizes) if not place(topology, phases_of(config, ["train"], size)[0].demands).missing
+    )
+    phases = phases_of(config, stages, next(sizes, config.train.num_ranks))
+    shared = [phase for phase in phases if len(phase.demands) > 1 and EVALUATION in {demand.name for demand in phase.demands}]
+    pool = config.evaluate.pool
+    found = min((_left(place(topology, phase.demands)) for phase in shared), default=pool.min_replicas)
+    return pool.model_copy(update={"replicas": found}) if found >= pool.min_replicas else None
+
+
+def _left(placement: Placement) -> int:
+    return 0 if placement.missing else len(placement.of(EVALUATION))
 
 
 def _work(run: Run, pool: PoolConfig, stop: threading.Event) -> None:

@@ -46,7 +46,7 @@ def _billionths(fraction: float) -> int:
 
 
 def _nearest(at: int, count: int) -> int:
-    """Return which of `count` prompts begins at `at` billionths of the ring. Whole numbers: an end and the next start are the same place."""
+    """Return which of `count` prompts begins at `at` billionths of the ring: in whole numbers, so that an end and the next start agree."""
     return (2 * at * count + _RING) // (2 * _RING)
 
 

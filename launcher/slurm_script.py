@@ -14,6 +14,8 @@ from launcher.cluster_file import SlurmCluster
 from w2sr.errors import UserError
 
 LOG = "supervisor.log"
+# How much earlier than it is told to Slurm may send the signal before the end of the time.
+SIGNAL_EARLY_S = 60
 _PLAIN = re.compile(r"[\w@%+=:,./\[\]-]+", re.ASCII)
 _LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
@@ -39,12 +41,18 @@ def array_script(file: SlurmCluster, name: str, links: Path, num_jobs: int, plac
 
 def hold_script(file: SlurmCluster, folder: Path, places: Places) -> str:
     """Return the script of `cluster up`: nodes on which Ray runs until they are given back. Raises UserError as above."""
+    _check_time(file, held_stop_s(file))
     return _script(file, f"w2sr-{file.name}", _filename(folder) + f"/{LOG}", shlex.quote(str(folder)), places)
+
+
+def held_stop_s(file: SlurmCluster) -> int:
+    """Return how many seconds before the end of held nodes' time the jobs on them stop: grace_s before the nodes get Slurm's signal."""
+    return 2 * file.grace_s + SIGNAL_EARLY_S
 
 
 def _script(file: SlurmCluster, name: str, output: str, folder: str, places: Places, array: str | None = None) -> str:
     """`output` is Slurm's pattern of a file name, `folder` a shell word."""
-    _check_time(file)
+    _check_time(file, file.grace_s)
     options: dict[str, object | None] = {
         "job-name": name,
         "array": array,
@@ -106,12 +114,13 @@ def limit_s(time_limit: str) -> float | None:
     return int(found["days"] or 0) * 86400.0 + hours * 3600 + minutes * 60 + seconds
 
 
-def _check_time(file: SlurmCluster) -> None:
+def _check_time(file: SlurmCluster, stop_s: int) -> None:
+    """Raise UserError when less than grace_s is left to work in, as work stops `stop_s` before the end."""
     total_s = limit_s(file.time_limit) if file.time_limit is not None else None
-    if total_s is not None and total_s < 2 * file.grace_s:
+    if total_s is not None and total_s < stop_s + file.grace_s:
         raise UserError(
-            f"time_limit={file.time_limit} ({total_s:g} s) leaves no time to work, as work stops grace_s={file.grace_s} s before it; "
-            f"give at least {2 * file.grace_s} s, or a smaller grace_s"
+            f"time_limit={file.time_limit} ({total_s:g} s) leaves no time to work, as work stops {stop_s} s before it "
+            f"(grace_s={file.grace_s}); give at least {stop_s + file.grace_s} s, or a smaller grace_s"
         )
 
 

@@ -14,6 +14,7 @@ from launcher import slurm
 from launcher.cluster_file import SlurmCluster
 from launcher.home import Job, OpenCluster
 from launcher.job_state import LOG
+from launcher.slurm_script import held_stop_s
 from launcher.substrate import Say
 from launcher.tunnel import dashboard_url
 
@@ -27,9 +28,9 @@ def submit(cluster: OpenCluster, job: Job, say: Say) -> str:
 
 
 def state(cluster: OpenCluster, job: Job) -> str:
-    """See Backend. A cluster that is down has ended its jobs."""
+    """See Backend. A cluster that is down has ended its jobs; one that somebody else keeps is only forgotten, and may go on with them."""
     if cluster.state is None:
-        return "ended"
+        return "unknown" if cluster.file.kind == "ray" else "ended"
     try:
         with _jobs(cluster) as jobs:
             return jobs.state(job.backend_id)
@@ -65,7 +66,7 @@ def environment(cluster: OpenCluster) -> dict[str, str]:
     if isinstance(cluster.file, SlurmCluster):
         number = cluster.up().slurm_job
         assert number is not None
-        stop_by = slurm.stop_by(number, cluster.file.grace_s)
+        stop_by = slurm.stop_by(number, held_stop_s(cluster.file))
         found |= {"W2SR_STOP_BY": stop_by} if stop_by else {}
     return found
 

@@ -432,6 +432,16 @@ def test_a_file_that_is_written_anew_is_read_anew(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
+    ("file", "state"), [({"kind": "ray", "name": "theirs", "address": "h:6379"}, "unknown"), ({"kind": "local", "name": "here"}, "ended")]
+)
+def test_a_cluster_that_is_only_forgotten_goes_on_with_its_jobs(tmp_path: Path, file: dict[str, str], state: str) -> None:
+    from launcher.backends import ray
+
+    down = OpenCluster(ClusterFile.model_validate(file).root, tmp_path, None)
+    assert ray.state(down, Job("one", down.name, "ray", "one", str(tmp_path), (), 0.0, max_restarts=1)) == state
+
+
+@pytest.mark.parametrize(
     ("kind", "alive", "name"),
     [("local", None, "ray"), ("slurm", None, "slurm"), ("slurm", [True, True], "ray"), ("slurm", [True, False], "slurm")],
 )

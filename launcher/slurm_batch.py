@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
@@ -28,9 +29,12 @@ from launcher.cluster_file import ClusterFile, SlurmCluster
 from launcher.home import ClusterState, Job, NodeState, OpenCluster, home, load_job
 from launcher.ray_start import read_env_file
 from launcher.slurm_nodes import Allocation, NodeLost, Nodes
+from w2sr.config import load_config
 from w2sr.errors import UserError
 
 POLL_S = 0.3
+# How long after each unanswered question Slurm is asked again; then it is given up.
+ASK_AGAIN_S = (5.0, 15.0, 45.0)
 AGAIN = os.EX_TEMPFAIL
 CANCELLED, TERMINATED = 130, 143
 STEPS = "slurm"
@@ -79,8 +83,10 @@ class Batch:
             code, reason = self._lost(job, lost)
         except (UserError, ClusterError) as error:
             code, reason = 2, str(error)
-        if code in (AGAIN, TERMINATED) and self._requeue(reason):
+        over = self._over() if code == AGAIN and not reason else ""
+        if not over and code in (AGAIN, TERMINATED) and self._requeue(reason):
             return AGAIN
+        reason = reason or over
         if reason:  # else the supervisor has said it
             say(reason)
             _write_state(self.folder, code, reason)
@@ -143,11 +149,30 @@ class Batch:
         return (code, "") if code >= 0 else (1, f"the supervisor was ended by signal {-code}")
 
     def _environment(self, nodes: Nodes, token_path: Path) -> dict[str, str]:
-        variables = os.environ | {"RAY_ADDRESS": nodes.gcs, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+        variables = dict(os.environ)
         if self.file.env_file:
             variables |= read_env_file(Path(self.file.env_file).expanduser())  # the driver asks endpoints itself
-        stop_by = slurm.stop_by(self.allocation.number, self.file.grace_s)
+        variables |= {"RAY_ADDRESS": nodes.gcs, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+        stop_by = self._stop_by()
         return variables | ({"W2SR_STOP_BY": stop_by} if stop_by else {})
+
+    def _stop_by(self) -> str | None:
+        """Return when work must be committed, see slurm.stop_by. Asks a few times. Raises UserError when Slurm does not answer."""
+        for wait_s in ASK_AGAIN_S:
+            try:
+                return slurm.stop_by(self.allocation.number, self.file.grace_s)
+            except UserError as error:
+                say(f"{error}; asking again in {wait_s:g} s")
+                time.sleep(wait_s)
+                self.check()
+        return slurm.stop_by(self.allocation.number, self.file.grace_s)
+
+    def _over(self) -> str:
+        """Return a sentence when the configuration's own time is over, so that the job would end at once whenever it is queued again."""
+        stop_by = load_config(self.folder / job_state.CONFIG).generate.stop_by
+        if stop_by is None or datetime.now(timezone.utc) < stop_by:
+            return ""
+        return f"generate.stop_by={stop_by.isoformat()} is over; submit the configuration with a later one, it goes on where it was"
 
     @contextlib.contextmanager
     def _nodes(self, token_path: Path, open_dashboard: bool) -> Iterator[Nodes]:

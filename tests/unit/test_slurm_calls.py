@@ -13,8 +13,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+import yaml
 
-from launcher import job_state, slurm
+from launcher import job_state, slurm, slurm_batch
 from launcher.backends import slurm as slurm_jobs
 from launcher.backends.ray import environment
 from launcher.cluster_file import SlurmCluster
@@ -22,6 +23,7 @@ from launcher.home import ClusterState, Job, OpenCluster
 from launcher.slurm_batch import AGAIN, Batch
 from launcher.slurm_nodes import Allocation, NodeLost, cpus_per_node
 from launcher.substrates import slurm as slurm_nodes
+from tests.unit.test_config import SMALL
 from w2sr.errors import UserError
 
 Play = Callable[[str, str], None]
@@ -160,6 +162,7 @@ def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, play: Play) -> Batch:
     folder = tmp_path / "run" / "jobs" / "one"
     Job("one", "campus", "slurm", "7", str(tmp_path / "run"), (), 0.0, max_restarts=2).save()
     (folder / "cluster.json").write_text(file.model_dump_json())
+    (folder / job_state.CONFIG).write_text(yaml.safe_dump(SMALL))
     play("scontrol", "exit 0")
     play("squeue", "case $* in *%e*) echo 2026-11-22T07:30:00;; *) echo RUNNING;; esac")
     return Batch(folder, Allocation("7", 0, ("n1",), (2,)))
@@ -194,6 +197,26 @@ def test_a_job_is_queued_again_when_it_is_not_done(
         assert job_state.read_state(batch.folder).phase == job_state.REQUEUE
 
 
+@pytest.mark.parametrize(("year", "again"), [(2020, False), (2999, True)])
+def test_a_job_whose_own_time_is_over_is_not_queued_again(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, year: int, again: bool
+) -> None:
+    (batch.folder / job_state.CONFIG).write_text(yaml.safe_dump(SMALL | {"generate": {"stop_by": f"{year}-01-01T00:00:00Z"}}))
+    assert run(batch, FakeNodes(), "exit 75", monkeypatch, tmp_path) == AGAIN
+    assert ("scontrol requeue 7" in calls(tmp_path)) is again
+    reason = job_state.read_state(batch.folder).reason
+    assert ("generate.stop_by=2020-01-01T00:00:00+00:00 is over; submit the configuration with a later one" in reason) is not again
+
+
+def test_a_slurm_that_is_silent_for_a_moment_is_asked_again_for_the_end_of_the_time(
+    batch: Batch, play: Play, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(slurm_batch, "ASK_AGAIN_S", (0.0, 0.0))
+    play("squeue", f"[ $(grep -c squeue {tmp_path}/calls) = 3 ] && echo 2026-11-22T07:30:00 || exit 1")
+    assert run(batch, FakeNodes(), f"echo $W2SR_STOP_BY > {tmp_path}/seen", monkeypatch, tmp_path) == 0
+    assert datetime.fromisoformat((tmp_path / "seen").read_text().strip()) == datetime(2026, 11, 22, 7, 28).astimezone(timezone.utc)
+
+
 def test_a_job_is_queued_again_while_slurm_still_signals_it(
     batch: Batch, play: Play, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -226,7 +249,7 @@ def test_the_supervisor_learns_where_ray_is_and_when_to_stop_and_no_secret_is_in
     batch: Batch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     secrets_file = tmp_path / "secrets"
-    secrets_file.write_text("OPENAI_API_KEY=from the file\n")
+    secrets_file.write_text("OPENAI_API_KEY=from the file\nRAY_ADDRESS=elsewhere:1\nRAY_AUTH_TOKEN_PATH=/elsewhere\n")
     secrets_file.chmod(0o600)
     batch.file = batch.file.model_copy(update={"env_file": str(secrets_file), "grace_s": 120})
     assert run(batch, FakeNodes(), f"env > {tmp_path}/seen; cat $RAY_AUTH_TOKEN_PATH > {tmp_path}/token", monkeypatch, tmp_path) == 0
@@ -311,7 +334,8 @@ def test_a_job_on_held_nodes_learns_when_to_stop(play: Play, tmp_path: Path) -> 
     file = SlurmCluster(kind="slurm", name="c", nodes=1, cpus_per_node=1, grace_s=60)
     held = OpenCluster(file, tmp_path, ClusterState("a:1", "a:2", (), 0.0, slurm_job="7"))
     play("squeue", "echo 2026-11-22T07:30:00")
-    assert datetime.fromisoformat(environment(held)["W2SR_STOP_BY"]) == datetime(2026, 11, 22, 7, 29).astimezone(timezone.utc)
+    # A minute for the job, a minute of grace for the nodes, and the minute that Slurm may be early.
+    assert datetime.fromisoformat(environment(held)["W2SR_STOP_BY"]) == datetime(2026, 11, 22, 7, 27).astimezone(timezone.utc)
     play("squeue", "echo NONE")
     assert "W2SR_STOP_BY" not in environment(held)
 

@@ -80,15 +80,20 @@ def standing(job: Job) -> Standing:
         return Standing(state.phase, state.reason, True, state.exit_code)
     seen = backend_state(job)
     state = job_state.read_state(job.folder)  # again: it may have ended while the backend was asked
+    cancelled = (job.folder / job_state.CANCEL).exists()
     if state.ended:
-        queued_again = seen in ("pending", "running") and state.phase in (job_state.REQUEUE, job_state.TERMINATED)
-        if queued_again:
-            return Standing(job_state.PENDING, f"queued again ({state.reason})", False, None)
+        if state.phase in (job_state.REQUEUE, job_state.TERMINATED):
+            if seen in ("pending", "running"):
+                return Standing(job_state.PENDING, f"queued again ({state.reason})", False, None)
+            if seen == "ended" and cancelled:  # while it was queued again: no supervisor was there to write it
+                return Standing(job_state.CANCELLED, "cancelled", True, 130)
         return Standing(state.phase, state.reason, True, state.exit_code)
+    if seen == "pending" and job.backend == "slurm" and state.heartbeat:
+        return Standing(job_state.PENDING, "queued again by Slurm", False, None)
     silent_s = time.time() - state.heartbeat
     if seen == "ended" or (seen == "unknown" and silent_s > SILENT_S):
         # Should its supervisor live on where nobody sees it: it still holds the run folder's lock, and another one would wait for it.
-        if (job.folder / job_state.CANCEL).exists():
+        if cancelled:
             return Standing(job_state.CANCELLED, "cancelled", True, 130)
         if seen == "ended" or state.heartbeat:
             return Standing("lost", _how_lost(job, state.heartbeat, state.host), True, 1)

@@ -237,6 +237,26 @@ def test_two_witnesses_say_how_a_job_stands(fake: FakeBackend, job: Job, phase: 
     assert (stands.phase, stands.over) == (shown, over)
 
 
+@pytest.mark.parametrize(
+    ("phase", "shown"), [("waiting-for-requeue", "cancelled"), ("terminated", "cancelled"), ("succeeded", "succeeded")]
+)
+def test_a_job_cancelled_while_it_waits_to_be_queued_again_is_cancelled(fake: FakeBackend, job: Job, phase: str, shown: str) -> None:
+    put(job, phase, exit_code=0)
+    fake.states[job.id] = "ended"
+    (job.folder / CANCEL).touch()
+    stands = standing(job)
+    assert (stands.phase, stands.exit_code) == (shown, {"cancelled": 130, "succeeded": 0}[shown])
+
+
+def test_a_job_that_slurm_queued_again_is_pending_and_not_running(fake: FakeBackend, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "launcher.backends.slurm", fake)  # type: ignore[arg-type]
+    put(job, "running")
+    fake.states[job.id] = "pending"
+    assert standing(job).phase == "running", "Ray's own job is about to run"
+    stands = standing(dataclasses.replace(job, backend="slurm"))
+    assert (stands.phase, stands.reason, stands.over) == ("pending", "queued again by Slurm", False)
+
+
 def test_a_job_whose_supervisor_never_began_says_where_to_look(fake: FakeBackend, job: Job) -> None:
     fake.states[job.id] = "ended"
     assert "its supervisor never began: see" in standing(job).reason

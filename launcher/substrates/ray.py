@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import time
@@ -31,7 +32,7 @@ def status(cluster: OpenCluster) -> list[NodeStatus]:
         values = _check(cluster, file)
     except UserError as error:
         return [NodeStatus(file.dashboard, False, str(error))]
-    nodes = values.get("data", {}).get("summary", [])
+    nodes = values["data"].get("summary", [])
     return [
         NodeStatus(node.get("hostname", "?"), node.get("raylet", {}).get("state") == "ALIVE", f"address {node.get('ip', '?')}")
         for node in nodes
@@ -50,25 +51,28 @@ def _file(cluster: OpenCluster) -> RayCluster:
 
 def _check(cluster: OpenCluster, file: RayCluster) -> dict[str, Any]:
     """Return what the dashboard says of its nodes."""
-    host, _, port = file.dashboard.rpartition(":")
     path = cluster.token_path
     if path is not None and not path.exists():
         raise UserError(f"cluster {cluster.name!r}: token_file {path} does not exist; ask the cluster's owner for its token")
     headers = {"Authorization": f"Bearer {cluster.token()}"} if path is not None else {}
-    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=TIMEOUT_S)
     try:
-        connection.request("GET", "/nodes?view=summary", headers=headers)
-        response = connection.getresponse()
-        body = response.read()
-    except (OSError, http.client.HTTPException) as error:
+        with contextlib.closing(http.client.HTTPConnection(file.dashboard, timeout=TIMEOUT_S)) as connection:
+            connection.request("GET", "/nodes?view=summary", headers=headers)
+            response = connection.getresponse()
+            body = response.read()
+    except (OSError, http.client.HTTPException, UnicodeError) as error:  # UnicodeError: a name that no host can have
         raise UserError(
-            f"no Ray dashboard answers at {file.dashboard} ({error}); check `dashboard`, and whether a port-forward is needed"
+            f"no Ray dashboard answers at {file.dashboard} ({error}); check `dashboard`, which is host:port, and whether a port-forward is "
+            "needed"
         ) from error
-    finally:
-        connection.close()
     if response.status in (401, 403):
         raise UserError(f"the Ray cluster at {file.dashboard} refused this client (HTTP {response.status}); set token_file to its token")
     if response.status != 200:
         raise UserError(f"{file.dashboard} answered HTTP {response.status} to a question for its nodes; is it a Ray dashboard?")
-    found: dict[str, Any] = json.loads(body)
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("data"), dict):
+        raise UserError(f"{file.dashboard} answers, but not as a Ray dashboard does; check `dashboard`, which is host:port")
     return found

@@ -1,5 +1,6 @@
 """What `w2sr cluster` and the kinds of clusters say when something is missing; with real hosts and a real Ray: tests/ssh."""
 
+import dataclasses
 import fcntl
 import http.server
 import io
@@ -71,10 +72,17 @@ def test_ray_that_does_not_end_here_is_reported(tmp_path: Path, monkeypatch: pyt
 
 
 class NotRay(http.server.BaseHTTPRequestHandler):
-    """Answers everything with a page of its own."""
+    """Answers everything with a page of its own: not found, or `page`."""
+
+    page: bytes | None = None
 
     def do_GET(self) -> None:
-        self.send_error(404)
+        if self.page is None:
+            self.send_error(404)
+        else:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.page)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -95,6 +103,23 @@ def test_a_server_that_is_no_ray_dashboard_is_told_from_one(tmp_path: Path, othe
     with pytest.raises(UserError, match="answered HTTP 404 to a question for its nodes; is it a Ray dashboard"):
         ray.up(cluster, lambda _: None)
     assert not ray.status(cluster)[0].alive
+
+
+@pytest.mark.parametrize("page", [b"<html>", b"\xff", b"[]", b'{"data": []}'])
+def test_a_page_that_is_no_list_of_nodes_is_told(tmp_path: Path, other_server: int, monkeypatch: pytest.MonkeyPatch, page: bytes) -> None:
+    monkeypatch.setattr(NotRay, "page", page)
+    cluster = opened(tmp_path, f"kind: ray\naddress: h:6379\ndashboard: 127.0.0.1:{other_server}")
+    with pytest.raises(UserError, match="answers, but not as a Ray dashboard does; check `dashboard`"):
+        ray.up(cluster, lambda _: None)
+    assert not ray.status(cluster)[0].alive
+
+
+@pytest.mark.parametrize("dashboard", ["127.0.0.1:http", "http://127.0.0.1:8265/", f"{64 * 'a'}.example:8265"])
+def test_a_dashboard_that_cannot_be_one_is_told(tmp_path: Path, dashboard: str) -> None:
+    cluster = opened(tmp_path, "kind: ray\naddress: h:6379")
+    odd = dataclasses.replace(cluster, file=cluster.file.model_copy(update={"dashboard": dashboard}))
+    with pytest.raises(UserError, match=r"no Ray dashboard answers at .*; check `dashboard`, which is host:port"):
+        ray.up(odd, lambda _: None)
 
 
 @pytest.mark.skipif(shutil.which("ssh") is None, reason="needs ssh")

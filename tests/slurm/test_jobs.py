@@ -139,5 +139,6 @@ def test_an_array_is_one_job_of_slurm_with_a_run_folder_for_each_element(site: S
     for job in jobs:
         site.w2sr("logs", "-f", job.id)
         assert "Ray is up on 1 nodes" in job.log
+        assert "queued again" not in job.log, "the first to end leaves the other alone"
     texts = [(job.run_dir / "prompts" / "train.parquet").read_bytes() for job in jobs]
     assert texts[0] != texts[1]

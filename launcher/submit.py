@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import shutil
 import time
@@ -15,11 +16,14 @@ from typing import cast
 
 from launcher.attempt import busy
 from launcher.cli import STAGES
+from launcher.cluster_file import SlurmCluster
 from launcher.home import Job, OpenCluster, forget_job, new_job_id, open_cluster
 from launcher.job_state import CONFIG
 from launcher.jobs import jobs_of, say, standing
 from launcher.logs import follow_job
+from launcher.slurm_nodes import STOP_WAIT_S
 from launcher.substrate import ArrayBackend, backend, backend_of
+from launcher.supervisor import GRACE_S
 from w2sr.config import ClusterConfig, PipelineConfig, dump_config, load_config
 from w2sr.errors import UserError
 from w2sr.pipeline import preflight
@@ -131,6 +135,7 @@ def _hand_in(cluster: OpenCluster, wanted: list[tuple[PipelineConfig, tuple[str,
     name = backend_of(cluster)
     if name == "ray":
         cluster.up()
+    _warn_of_grace(cluster, wanted[0][0])
     jobs = [(_new_job(cluster, name, *each), each[0]) for each in wanted]
     submitted: list[Job] = []
     try:
@@ -149,6 +154,19 @@ def _hand_in(cluster: OpenCluster, wanted: list[tuple[PipelineConfig, tuple[str,
                 job.folder.parent.rmdir()
                 Path(job.run_dir).rmdir()
     return submitted
+
+
+def _warn_of_grace(cluster: OpenCluster, config: PipelineConfig) -> None:
+    """Say so when the driver may take longer to commit its work than Slurm leaves it at the end of the time."""
+    if not isinstance(cluster.file, SlurmCluster):
+        return
+    driver_s = config.generate.drain_timeout_s + GRACE_S
+    if driver_s > cluster.file.grace_s:
+        say(
+            f"grace_s={cluster.file.grace_s} is short: at the end of the time the driver may take generate.drain_timeout_s="
+            f"{config.generate.drain_timeout_s:g} and {GRACE_S:g} s more, then Ray {STOP_WAIT_S:g} s; what is not committed then is done "
+            f"again. Give grace_s: {math.ceil(driver_s + STOP_WAIT_S)} in the CLUSTER.yaml, or a smaller generate.drain_timeout_s"
+        )
 
 
 def _submit_all(cluster: OpenCluster, jobs: list[Job]) -> Iterator[str]:

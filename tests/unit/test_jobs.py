@@ -188,6 +188,18 @@ def test_an_array_gives_each_value_a_job_and_a_folder(tmp_path: Path) -> None:
     assert {(config.seed, config.train.max_steps) for config in configs} == {(0, 3), (0, 4), (1, 3), (1, 4)}
 
 
+@pytest.mark.parametrize(("drain_s", "said"), [(60, False), (61, True)])
+def test_a_grace_that_is_too_short_for_the_driver_is_told(
+    fake: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], drain_s: int, said: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "launcher.backends.slurm", fake)  # type: ignore[arg-type]
+    (tmp_path / "campus.yaml").write_text(yaml.safe_dump({"kind": "slurm", "grace_s": 120}))
+    arguments = ["submit", str(tmp_path / "config.yaml"), f"generate.drain_timeout_s={drain_s}", "--cluster", str(tmp_path / "campus.yaml")]
+    assert main([*arguments, "--no-preflight"]) == 0
+    assert ("grace_s=120 is short" in (err := capsys.readouterr().err)) is said
+    assert ("Give grace_s: 161 in the CLUSTER.yaml" in err) is said
+
+
 @pytest.mark.usefixtures("fake")
 def test_a_dry_run_submits_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", str(tmp_path / "config.yaml"), "--cluster", "lab", "--dry-run"]) == 0

@@ -64,21 +64,6 @@ def alive_nodes() -> list[RayNode]:
     ]
 
 
-def on_every_node(
-    function: Callable[[Argument], Result],
-    argument: Argument,
-    *,
-    timeout_s: float,
-    on_done: Callable[[NodeAnswer[Result]], None] | None = None,
-) -> list[NodeAnswer[Result]]:
-    """Run `function(argument)` once on every node that is alive and return the answers in the order of `alive_nodes()`.
-
-    The function is found by its module and name there, so the nodes need our code. It takes no processor from anybody. `on_done` is called
-    in this thread with each answer as it comes.
-    """
-    return on_nodes(function, [(node, argument) for node in alive_nodes()], timeout_s=timeout_s, on_done=on_done)
-
-
 def on_nodes(
     function: Callable[[Argument], Result],
     asked: Sequence[tuple[RayNode, Argument]],
@@ -89,6 +74,8 @@ def on_nodes(
 ) -> list[NodeAnswer[Result]]:
     """Run `function(argument)` for each (node, argument), all at the same time, and return the answers in that order.
 
+    The function is found by its module and name there, so the nodes need our code. It takes no processor from anybody. `on_done` is called
+    in this thread with each answer as it comes.
     With `num_gpus` a task waits until its node has as many free, and CUDA_VISIBLE_DEVICES names them. One node may be asked several times.
     """
     import ray

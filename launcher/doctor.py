@@ -28,7 +28,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], debug: ar
     command.add_argument("--config", type=Path, metavar="CONFIG", help="look for the models and files of this configuration too")
     command.add_argument("--shared", type=Path, metavar="DIR", help="folder that all nodes share (default: where run_dir of CONFIG is)")
     command.add_argument("--no-bandwidth", action="store_true", help="leave out the measurements between nodes")
-    command.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="longest wait for the nodes' answers (default: 60)")
+    command.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="longest wait for the nodes' answers, and 3 minutes for bandwidth (default: 60)",
+    )
     command.add_argument("--json", action="store_true", help="print everything that was found as JSON")
     command.set_defaults(command=_doctor)
 
@@ -51,8 +57,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
         # Only a node's processes can join Ray, and an address does not tell whether this is one: 127.0.0.1 may be the end of a tunnel.
         from launcher.doctor_job import examine_from_head
 
-        # Each of some ten questions may take the timeout, and the job has to start.
-        found = examine_from_head(cluster, _words(arguments), 15 * arguments.timeout, _say)
+        # Each of some ten questions may take the timeout, the measurement of bandwidth 3 minutes, and the job has to start.
+        found = examine_from_head(cluster, _words(arguments), 15 * arguments.timeout + 180, _say)
     else:
         examination = _examine(_question(arguments), _spec(arguments.address, cluster))
         found = {"exit_code": exit_code(examination.findings), **examination.as_json()}

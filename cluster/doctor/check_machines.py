@@ -95,7 +95,7 @@ def _gpu_health(node: str, gpu: Gpu) -> list[Finding]:
     if gpu.slowed_by:
         text = f"{name}: clocks held down by {', '.join(gpu.slowed_by)}" + (f" at {gpu.temperature_c} C" if gpu.temperature_c else "")
         findings.append(Finding("gpu", "slowed", node, "warn", text, "look after cooling and power of the node; it slows down its group"))
-    if gpu.pcie and gpu.pcie.split()[-1] != gpu.pcie_most.split()[-1]:
+    if gpu.pcie and gpu.pcie_most and gpu.pcie.split()[-1] != gpu.pcie_most.split()[-1]:
         advice = "reseat the card or its riser: the width does not follow the load, as the generation does"
         findings.append(Finding("gpu", "slowed", node, "warn", f"{name}: PCIe {gpu.pcie}, it could {gpu.pcie_most}", advice))
     if gpu.used_bytes > BUSY_SHARE * gpu.memory_bytes:

@@ -29,7 +29,10 @@ CLOCK_READINGS = 5
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be looked at. `folder` None: no shared folder. Each question to the nodes takes at most `timeout_s`."""
+    """What is to be looked at. `folder` None: no shared folder. Each question to the nodes takes at most `timeout_s`.
+
+    The measurement of bandwidth takes at most twice `limits.timeout_s` (3 minutes), as its ranks have to start.
+    """
 
     wanted: tuple[WantedPath, ...] = ()
     folder: str | None = None
@@ -97,6 +100,7 @@ def examine(
     found.skews = _read_clocks(round_)
     if question.folder is not None:
         _fly_canaries(round_, question.folder, question, found)
+    round_.nodes = [node for node in round_.nodes if found.nodes[node.name].machine.free_ports]  # of the others check_limits tells
     peers = [Peer(node.name, node.address, found.nodes[node.name].machine.free_ports[0]) for node in round_.nodes]
     if len(peers) > 1:
         found.reached = round_.values("ports", meet, mesh_tasks(peers, question.mesh_deadline_s))
@@ -151,15 +155,18 @@ def _measure(
     ranks = [node for node in round_.nodes for _ in range(gpus[node.id] if nccl else 1)]
     if len(ranks) < 2:
         return
+    ports = found.nodes[ranks[0].name].machine.free_ports
+    if len(ports) < 2:
+        say(f"bandwidth: not measured, as {ranks[0].name} has no second free port")
+        return
     say(f"bandwidth: {len(ranks)} ranks, {'NCCL' if nccl else 'gloo'}")
     leaders = [rank for rank, node in enumerate(ranks) if rank == 0 or ranks[rank - 1].id != node.id]
     own: dict[int, list[tuple[int, int]]] = {rank: [] for rank in range(len(ranks))}
     for pair in (pair for each in tournament(leaders, limits.num_rounds) for pair in each):
         for rank in pair:
             own[rank].append(pair)
-    host, port = ranks[0].address, found.nodes[ranks[0].name].machine.free_ports[1]
     tasks = [
-        RankTask("nccl" if nccl else "gloo", rank, len(ranks), node.address, host, port, tuple(own[rank]), limits)
+        RankTask("nccl" if nccl else "gloo", rank, len(ranks), node.address, ranks[0].address, ports[1], tuple(own[rank]), limits)
         for rank, node in enumerate(ranks)
     ]
     answers = on_nodes(rank_function, list(zip(ranks, tasks, strict=True)), timeout_s=2 * limits.timeout_s, num_gpus=float(nccl))

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cluster.doctor.canary import CanaryTask, look_for_canaries, remove_canaries
 from cluster.doctor.check_shared import check_folder
 from cluster.doctor.examine import Question, examine
 from cluster.doctor.findings import Finding, exit_code
-from cluster.ray_nodes import NodeAnswer, alive_nodes, on_every_node, on_nodes
+from cluster.ray_nodes import NodeAnswer, alive_nodes, on_nodes
 from cluster.session import ray_session
 
 MEMORY = {"object_store_memory": 80 * 2**20}
@@ -38,6 +39,10 @@ def where_and_when(seconds: float) -> tuple[str, float, float]:
 
 def refuse(text: str) -> None:
     raise ValueError(text)
+
+
+def ask_all(function: Callable[[Any], Any], argument: Any, timeout_s: float) -> list[NodeAnswer[Any]]:
+    return on_nodes(function, [(node, argument) for node in alive_nodes()], timeout_s=timeout_s)
 
 
 def unknown(folder: Path) -> Any:
@@ -129,11 +134,11 @@ def main(shared: Path, other: Path) -> None:
     found: dict[str, Any] = {}
     with ray_session(ClusterSpec(address=cluster.address)):
         found["ids"] = [node.id for node in alive_nodes()]
-        on_every_node(where_and_when, 0.0, timeout_s=120)  # workers start one after the other
-        found["pinned"] = [(each.value, each.node.id) for each in on_every_node(where_and_when, 1.0, timeout_s=120)]
-        refused = on_every_node(refuse, "not\nhere", timeout_s=60)
-        late = on_every_node(where_and_when, 60.0, timeout_s=1.0)
-        found["errors"] = [[each.error for each in answers] for answers in (refused, late, on_every_node(unknown(other), 0, timeout_s=60))]
+        ask_all(where_and_when, 0.0, timeout_s=120)  # workers start one after the other
+        found["pinned"] = [(each.value, each.node.id) for each in ask_all(where_and_when, 1.0, timeout_s=120)]
+        refused = ask_all(refuse, "not\nhere", timeout_s=60)
+        late = ask_all(where_and_when, 60.0, timeout_s=1.0)
+        found["errors"] = [[each.error for each in answers] for answers in (refused, late, ask_all(unknown(other), 0, timeout_s=60))]
         found["canaries"] = canaries(shared, other)
         limits = BandwidthLimits(pair_s=0.5, all_reduce_s=0.3, largest_bytes=2**22, timeout_s=60)
         slow = examine(Question(folder=str(shared), limits=limits), lambda _: None, slow_rank)

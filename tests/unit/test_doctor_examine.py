@@ -13,10 +13,11 @@ import pytest
 from cluster.doctor import examine as module
 from cluster.doctor.bandwidth import PairSpeed, RankReport, RankTask
 from cluster.doctor.examine import Examination, Question, examine
-from cluster.doctor.facts import Gpus, WantedPath
+from cluster.doctor.facts import Gpus, NodeFacts, WantedPath
 from cluster.doctor.findings import exit_code
+from cluster.doctor.machine import look_at_node
 from cluster.ray_nodes import NodeAnswer, RayNode
-from tests.unit.doctor_facts import a_gpu, some_gpus
+from tests.unit.doctor_facts import a_gpu, a_node, some_gpus
 
 NODES = [RayNode(f"id-{name}", name, "127.0.0.1", 0) for name in ("n1", "n2", "n3")]
 
@@ -95,6 +96,32 @@ def test_a_node_that_is_silent_once_is_named_and_not_asked_again(function: str, 
     assert threads.asked[last][0] == function
     assert [row for row in failures(found) if row[2] in ("n1", "n3") and row[0] == "filesystem"] == []
     assert found.ranks == ["n1", "n3"]
+
+
+def free_ports(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let every node have so many free ports."""
+
+    def look(wanted: tuple[WantedPath, ...]) -> NodeFacts:
+        machine = look_at_node(wanted).machine
+        return a_node(free_ports=machine.free_ports[:number], ports_tried=len(machine.free_ports))
+
+    monkeypatch.setattr(module, "look_at_node", look)
+
+
+def test_a_node_without_a_free_port_is_told_of_and_calls_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    free_ports(monkeypatch, 0)
+    found, _ = look(monkeypatch, Threads(), Question())
+    assert {(row[1], row[3].split(" of ")[0]) for row in failures(found) if row[0] == "limits"} == {("ports", "0")}
+    assert (found.reached, found.reports) == ({}, {})
+    assert exit_code(found.findings) in (13, 16)
+
+
+def test_bandwidth_needs_a_second_port_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    free_ports(monkeypatch, 1)
+    found, said = look(monkeypatch, Threads(), Question(mesh_deadline_s=20))
+    assert said[-1] == "bandwidth: not measured, as n1 has no second free port"
+    assert len(found.reached) == 3
+    assert found.reports == {}
 
 
 def test_when_nobody_answers_that_is_all_there_is_to_say(monkeypatch: pytest.MonkeyPatch) -> None:

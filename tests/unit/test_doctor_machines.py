@@ -55,6 +55,7 @@ TWO = dict.fromkeys(("n1", "n2", "n3"), 2)
     ("gpus", "expected"),
     [
         (some_gpus(a_gpu(0), a_gpu(1, ecc_uncorrected=3)), ("errors", "n2", "fail", "GPU 1: 3 uncorrected ECC errors")),
+        (some_gpus(a_gpu(0), a_gpu(1, pcie_most="", ecc_uncorrected=1)), ("errors", "n2", "fail", "GPU 1: 1 uncorrected ECC errors")),
         (some_gpus(a_gpu(0), a_gpu(1, rows_failed=True)), ("errors", "n2", "fail", "GPU 1: a memory row could not be remapped")),
         (some_gpus(a_gpu(0), a_gpu(1, rows_pending=True)), ("errors", "n2", "warn", "GPU 1: a memory row waits for its remapping")),
         (

@@ -11,6 +11,7 @@ from cluster.topology import Node, Topology
 
 # Shares of a GPU or CPU are counted in ten-thousandths, as Ray does: sums of floats would drift.
 UNITS = 10_000
+LEAST_SHARE = 1 / UNITS
 _MANY = 10**15
 # Whole free GPUs, free CPUs in units, labels.
 _Class = tuple[int, int, tuple[tuple[str, str], ...]]

@@ -8,11 +8,12 @@ finds none for other sizes, or because of CPUs, a search over all placements dec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from cluster.board import Board
+from cluster.board import LEAST_SHARE, Board
 from cluster.errors import ClusterError
 from cluster.feasibility import find_placement
 from cluster.topology import Topology
@@ -39,11 +40,12 @@ class Demand:
     unit: str = "replica"
 
     def __post_init__(self) -> None:
+        for number, unit in ((self.gpus, "GPUs"), (self.cpus, "CPUs")):
+            if number != 0 and not LEAST_SHARE <= number < math.inf:
+                raise ClusterError(f"{self.name}: {number:g} {unit} for a {self.unit}; give 0, or a number from {LEAST_SHARE:g} on")
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ClusterError(f"{self.name}: {self.gpus:g} GPUs for a {self.unit}; give a whole number, or a share below 1")
         assert 0 <= self.minimum <= self.maximum
-        assert self.gpus >= 0
-        assert self.cpus >= 0
         assert not self.group or self.minimum == self.maximum
 
 

@@ -1,4 +1,4 @@
-"""Which machines there are: nodes with processors and GPUs. Plain data; a live Ray session's is `cluster.session.live_topology()`."""
+"""Which machines there are: nodes with processors and GPUs. Plain data; `cluster.session.topology_of(spec)` gives a session's."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from cluster.errors import ClusterError
 _GROUP = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
 _KEYS = {"name", "count", "cpus", "gpus", "gpu_kind", "memory_gb", "labels"}
 _MOST_NODES = 100_000
+# Of anything in one node.
+_MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -103,20 +105,20 @@ def _nodes_of(entry: Any, where: str) -> list[Node]:
     if unknown:
         raise ClusterError(f"{where}: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(_KEYS))}")
     name = str(entry.get("name", "n"))
-    count = int(_number(entry, "count", where, 1))
+    count = _number(entry, "count", where, 1)
     gpus, cpus, memory = (_number(entry, key, where, default) for key, default in (("gpus", None), ("cpus", None), ("memory_gb", 0)))
-    if gpus != int(gpus) or not 0 < count <= _MOST_NODES:
-        raise ClusterError(f"{where}: gpus={gpus:g}, count={count}; give whole GPUs, and a count of 1 to {_MOST_NODES:,}")
+    if gpus != int(gpus) or count != int(count) or not 0 < count <= _MOST_NODES:
+        raise ClusterError(f"{where}: gpus={gpus:g}, count={count:g}; give whole GPUs, and a count of 1 to {_MOST_NODES:,}")
     labels = entry.get("labels") or {}
     if not isinstance(labels, dict):
         raise ClusterError(f"{where}: labels is {labels!r}; give a mapping of names to values")
     texts = {str(key): str(value) for key, value in labels.items()}
-    names = [f"{name}{number}" for number in range(1, count + 1)] if count > 1 or "name" not in entry else [name]
+    names = [f"{name}{number}" for number in range(1, int(count) + 1)] if count > 1 or "name" not in entry else [name]
     return [Node(each, cpus, int(gpus), str(entry.get("gpu_kind", "")), int(memory * 1e9), texts) for each in names]
 
 
 def _number(entry: dict[str, Any], key: str, where: str, default: float | None) -> float:
     value = entry.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-        raise ClusterError(f"{where}: {key} is {value!r}; give a number, 0 or more")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MOST:
+        raise ClusterError(f"{where}: {key} is {value!r}; give a number from 0 to {_MOST:,}")
     return float(value)

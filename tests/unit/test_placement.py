@@ -299,6 +299,10 @@ def test_a_topology_file_describes_nodes(tmp_path: Path) -> None:
         ("nodes: [{gpus: 8}]", "nodes.0: cpus is None; give a number"),
         ("nodes: [{gpus: many, cpus: 1}]", "nodes.0: gpus is 'many'"),
         ("nodes: [{gpus: 1.5, cpus: 1}]", "nodes.0: gpus=1.5, count=1; give whole GPUs"),
+        ("nodes: [{gpus: .inf, cpus: 1}]", "nodes.0: gpus is inf; give a number from 0 to"),
+        ("nodes: [{gpus: 1, cpus: .nan}]", "nodes.0: cpus is nan"),
+        ("nodes: [{gpus: 1, cpus: 1, memory_gb: .inf}]", "nodes.0: memory_gb is inf"),
+        ("nodes: [{gpus: 1, cpus: 1, count: 2.7}]", "nodes.0: gpus=1, count=2.7; give whole GPUs, and a count of 1 to"),
         ("nodes: [{gpus: 1, cpus: 1, count: 0}]", "give whole GPUs, and a count of 1 to"),
         ("nodes: [{gpus: 1, cpus: 1, labels: [a]}]", "labels is \\['a'\\]; give a mapping"),
         ("nodes: [{name: a, gpus: 1, cpus: 1}, {name: a, gpus: 1, cpus: 1}]", "more than one node is called 'a'"),
@@ -309,6 +313,12 @@ def test_a_topology_file_that_says_other_things_is_refused(tmp_path: Path, text:
     path.write_text(text)
     with pytest.raises(ClusterError, match=message):
         load_topology(path)
+
+
+@pytest.mark.parametrize("asked", [{"gpus": 0.00001}, {"cpus": 0.00001}, {"cpus": math.nan}, {"gpus": -1}, {"gpus": math.inf}])
+def test_what_no_node_can_give_is_refused_with_the_demand_named(asked: dict[str, float]) -> None:
+    with pytest.raises(ClusterError, match=r"t: \S+ [CG]PUs for a replica; give 0, or a number from 0\.0001 on"):
+        Demand("t", 1, 1, **asked)  # type: ignore[arg-type]
 
 
 def test_a_missing_topology_file_is_named(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from tests.unit.report_fake import config_of
 from w2sr.config import dump_config
 from w2sr.errors import UserError
 from w2sr.placement import check_placement, describe, phases_of, render
+from w2sr.teachers.config import PoolConfig, TeacherConfig
+from w2sr.teachers.engine import GeneratorSpec
+from w2sr.teachers.services import service_of
 
 
 def teacher(name: str, tensor_parallel: int = 0, replicas: int = 1, least: int = 1, cpus: float = 1) -> dict[str, Any]:
@@ -146,6 +149,31 @@ def test_live_nodes_are_those_that_are_alive() -> None:
     )
     assert [node.name for node in found.nodes] == ["a-111111", "a-333333", "b"]
     assert found.nodes[2].describe() == "2 GPUs (H100), 4 CPUs, 1 GB, rack=7"
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        ({"gpus_per_replica": 1.5}, "1.5 is neither whole nor a share of one GPU"),
+        ({"gpus_per_replica": 0.00001}, "1e-05 is neither whole nor a share of one GPU; give 0, 0.0001 to 1, or a whole number"),
+        ({"cpus_per_replica": 0.00001}, "greater than or equal to 0.0001"),
+        ({"cpus_per_replica": float("inf")}, "finite"),
+    ],
+)
+def test_a_replica_cannot_have_less_than_ray_counts(pool: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PoolConfig.model_validate(pool)
+
+
+def test_the_time_of_a_task_is_not_bounded_at_an_endpoint() -> None:
+    with pytest.raises(ValueError, match=r"engine\.timeout_s bounds an answer of an endpoint"):
+        TeacherConfig.model_validate({**ENDPOINT, "pool": {"task_timeout_s": 60}})
+    limits = []
+    for each in map(TeacherConfig.model_validate, (ENDPOINT, teacher("near"))):
+        assert each.sampling is not None
+        spec = GeneratorSpec(each.name, "m", "digest", each.style, each.sampling, each.engine)
+        limits.append(service_of(spec, PoolConfig(task_timeout_s=60)).task_timeout_s)
+    assert limits == [None, 60], "of models that share a pool those of ours are bounded"
 
 
 def test_no_node_is_described_as_such() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from cluster.board import LEAST_SHARE
 from w2sr.diagnosis.config import GateConfig
 from w2sr.prompting import PromptStyle
 from w2sr.schema import PLACEMENT, StrictModel
@@ -79,13 +80,16 @@ class PoolConfig(StrictModel):
 
     replicas: int = Field(2, gt=0, description="Engines side by side, at most.", json_schema_extra=PLACEMENT)
     min_replicas: int = Field(1, gt=0, description="Engines without which the work does not begin.", json_schema_extra=PLACEMENT)
-    cpus_per_replica: float = Field(1, gt=0, description="Processors of one replica.", json_schema_extra=PLACEMENT)
+    cpus_per_replica: float = Field(1, ge=LEAST_SHARE, description="Processors of one replica.", json_schema_extra=PLACEMENT)
     gpus_per_replica: float = Field(
         0, ge=0, description="GPUs of one replica; 0 runs on CPU. For vllm: its tensor_parallel_size.", json_schema_extra=PLACEMENT
     )
     start_timeout_s: float = Field(1800, gt=0, description="Longest wait for a replica to be ready.", json_schema_extra=PLACEMENT)
     task_timeout_s: float | None = Field(
-        None, gt=0, description="A replica silent for so long over a request is replaced; None: wait.", json_schema_extra=PLACEMENT
+        None,
+        gt=0,
+        description="A replica silent for so long over a request is replaced; None: wait. Endpoints: engine.timeout_s.",
+        json_schema_extra=PLACEMENT,
     )
 
     @model_validator(mode="after")
@@ -93,6 +97,13 @@ class PoolConfig(StrictModel):
         if self.min_replicas > self.replicas:
             raise ValueError(f"min_replicas={self.min_replicas} is more than replicas={self.replicas}; give at most that")
         return self
+
+    @field_validator("gpus_per_replica")
+    @classmethod
+    def _whole_or_a_share(cls, value: float) -> float:
+        if (value > 1 and value != int(value)) or 0 < value < LEAST_SHARE:
+            raise ValueError(f"{value:g} is neither whole nor a share of one GPU; give 0, {LEAST_SHARE:g} to 1, or a whole number")
+        return value
 
     def refuse_other_gpus(self, engine: EngineConfig) -> None:
         """Raise ValueError where a replica has other GPUs than its engine is for."""
@@ -148,6 +159,10 @@ class TeacherConfig(StrictModel):
         if self.sampling is not None and self.sampling.banned_words and self.engine.kind not in BANNING:
             raise ValueError(f"sampling.banned_words: {NO_BAN[self.engine.kind]}; allowed engines: {', '.join(BANNING)}")
         self.pool.refuse_other_gpus(self.engine)
+        if self.engine.kind == "openai" and self.pool.task_timeout_s is not None:
+            raise ValueError(
+                "pool.task_timeout_s is for replicas of ours; engine.timeout_s bounds an answer of an endpoint: set that instead"
+            )
         return self
 
 

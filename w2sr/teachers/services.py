@@ -45,7 +45,8 @@ def service_of(spec: GeneratorSpec, pool: PoolConfig) -> Service:
         python=serving.python,
         in_driver=serving.in_driver,
         start_timeout_s=pool.start_timeout_s,
-        task_timeout_s=pool.task_timeout_s,
+        # At an endpoint it would count the wait for a turn too; an answer has engine.timeout_s.
+        task_timeout_s=None if serving.in_driver else pool.task_timeout_s,
         max_retries=serving.max_retries,
         fatal=(UserError,),
     )

@@ -33,6 +33,7 @@ from cluster.topology import Node, Topology
 # Ray's own processes listen on about ten ports, each of its workers on one, and a training group on a few.
 NEEDED_PORTS = 24
 CONNECT_TIMEOUT_S = 10.0
+NVIDIA_SMI_S = 60.0
 
 
 @contextmanager
@@ -101,13 +102,29 @@ def machine_cpus() -> int:
 
 
 def machine_gpus() -> int:
-    """Return the number of NVIDIA GPUs this process may use, by nvidia-smi and CUDA_VISIBLE_DEVICES."""
+    """Return the number of NVIDIA GPUs this process may use, by nvidia-smi and CUDA_VISIBLE_DEVICES.
+
+    Raises ClusterError when nvidia-smi hangs.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shutil.which("nvidia-smi") is None or visible == "":
         return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=NVIDIA_SMI_S).stdout
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(
+            f"`nvidia-smi -L` said nothing in {NVIDIA_SMI_S:g} s: a GPU or its driver hangs; reboot the machine, or do "
+            "without GPUs: CUDA_VISIBLE_DEVICES="
+        ) from error
     found = sum(line.startswith("GPU ") for line in listed.splitlines())
-    return found if visible is None else min(found, len(visible.split(",")))
+    return found if visible is None else min(found, _num_visible(visible, found))
+
+
+def _num_visible(visible: str, found: int) -> int:
+    """Return how many devices CUDA takes of a list: those before the first entry that names none."""
+    entries = [entry.strip() for entry in visible.split(",")]
+    named = [entry.startswith(("GPU-", "MIG-")) or (entry.isdecimal() and int(entry) < found) for entry in entries]
+    return [*named, False].index(False)
 
 
 def topology_of(spec: ClusterSpec) -> Topology | None:

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,22 @@ class Manifest:
         path = folder / MANIFEST
         if not path.exists():
             raise UserError(f"{folder} is not finished (no {MANIFEST} there); run that stage first, or all of them with `w2sr run CONFIG`")
-        return cls(**_read_json(path))
+        found = _read_json(path, _FIELDS)
+        return cls(**{name: found[name] for name in _FIELDS})
+
+
+# What a manifest's file has to hold; JSON gives a whole number of seconds as an int.
+_FIELDS: dict[str, Any] = {
+    "stage": str,
+    "config": dict,
+    "inputs": dict,
+    "counts": dict,
+    "files": dict,
+    "digest": str,
+    "seconds": (int, float),
+    "num_attempts": int,
+    "usage": dict,
+}
 
 
 class StageDir:
@@ -60,7 +75,7 @@ class StageDir:
         for name in (MANIFEST, STARTED):
             path = self.folder / name
             if path.exists():
-                self._refuse_changes(_read_json(path))
+                self._refuse_changes(_read_json(path, {"config": dict, "inputs": dict}))
                 if name == MANIFEST:
                     return True
         return False
@@ -107,7 +122,7 @@ class StageDir:
 
     def _attempts(self) -> list[dict[str, Any]]:
         path = self.folder / STARTED
-        return list(_read_json(path)["attempts"]) if path.exists() else []
+        return list(_read_json(path, {"attempts": list})["attempts"]) if path.exists() else []
 
     def _write_started(self, attempts: list[dict[str, Any]]) -> None:
         started = {"stage": self.stage, "config": self.config, "inputs": self.inputs, "attempts": attempts}
@@ -195,15 +210,22 @@ def _digest_by_blocks(file: Any) -> str:
     return digest.hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the object in a file that we wrote. Raises UserError where it is none, or lacks one of `fields` (name: type)."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); it was damaged from outside: remove {path.parent} to make that stage again"
-        ) from error
-    assert isinstance(found, dict)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path, f"is not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise _damaged(path, "holds no object")
+    for name, kind in fields.items():
+        if not isinstance(found.get(name), kind):
+            raise _damaged(path, f"has no {name!r}, or one of another type")
     return found
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} {what}; it was damaged from outside: remove {path.parent} to make that stage again")
 
 
 def _short(value: Any) -> str:

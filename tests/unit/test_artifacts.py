@@ -1,6 +1,7 @@
 """Stage folders: complete only with a manifest, never continued under another configuration, digests that ignore time."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,28 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json is not valid JSON"):
         stage_in(tmp_path / "a").is_done()
+
+
+@pytest.mark.parametrize("damage", [b"[]", b"\xff\xfe", b"{}", b'{"config": 5, "inputs": {}}', b"null"])
+@pytest.mark.parametrize("name", ["manifest.json", "stage.json"])
+def test_whatever_the_damage_is_the_file_and_the_remedy_are_named(name: str, damage: bytes, tmp_path: Path) -> None:
+    finished(tmp_path / "a")
+    (tmp_path / "a" / "manifest.json").unlink()
+    (tmp_path / "a" / name).write_bytes(damage)
+    message = rf"{re.escape(name)} .*; it was damaged from outside: remove .*a to make that stage again"
+    with pytest.raises(UserError, match=message):
+        stage_in(tmp_path / "a").is_done()
+    if name == "manifest.json":
+        with pytest.raises(UserError, match=message):
+            Manifest.load(tmp_path / "a")
+
+
+def test_a_manifest_that_lacks_a_field_is_named_with_it(tmp_path: Path) -> None:
+    finished(tmp_path / "a")
+    path = tmp_path / "a" / "manifest.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "digest"}))
+    with pytest.raises(UserError, match=r"manifest\.json has no 'digest'"):
+        Manifest.load(tmp_path / "a")
 
 
 def test_changed_keys_reports_added_removed_and_nested() -> None:

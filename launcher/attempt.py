@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO
 
 from cluster.blackbox import recording
+from cluster.file_locks import take_lock
 from w2sr.config import PipelineConfig, dump_config
 from w2sr.errors import UserError
 from w2sr.tables import write_text
@@ -52,7 +53,7 @@ def attempt(config: PipelineConfig) -> Iterator[Path]:
 def _lock(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "a+", encoding="utf-8") as file:
         deadline = time.monotonic() + LOOK_S
-        while not _take(file, fcntl.LOCK_EX):
+        while not take_lock(file, fcntl.LOCK_EX, folder):
             if time.monotonic() > deadline:
                 raise UserError(
                     f"another w2sr command (process {_holder(file)}) is working in {folder}; wait for it, stop it, or choose "
@@ -71,15 +72,7 @@ def busy(folder: Path) -> str | None:
     if not path.exists():
         return None
     with open(path, encoding="utf-8") as file:
-        return None if _take(file, fcntl.LOCK_SH) else _holder(file)
-
-
-def _take(file: IO[str], kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return None if take_lock(file, fcntl.LOCK_SH, folder) else _holder(file)
 
 
 def _holder(file: IO[str]) -> str:

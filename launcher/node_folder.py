@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
+from cluster.file_locks import take_lock
 from launcher.node_spec import NodeSpec
 
 MARK = "W2SR_NODE"
@@ -71,7 +72,7 @@ class NodeFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder's lock. Raises ClusterError when a keeper holds it."""
+        """Hold the folder's lock. Raises ClusterError when a keeper holds it, or the file system has no locks."""
         deadline = time.monotonic() + LOCK_WAIT_S  # somebody who looks holds it for a moment
         while (held := self._lock()) is None:
             if time.monotonic() > deadline:
@@ -85,13 +86,13 @@ class NodeFolder:
     def _lock(self) -> int | None:
         self.make()
         found = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(found).st_ino == os.stat(self.path / "lock").st_ino:
-                return found  # else its last holder removed it meanwhile
-        except OSError:
-            pass
-        os.close(found)
+        with contextlib.ExitStack() as unless_held:
+            unless_held.callback(os.close, found)
+            # Its last holder may have removed it meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                if take_lock(found, fcntl.LOCK_EX, self.path) and os.fstat(found).st_ino == os.stat(self.path / "lock").st_ino:
+                    unless_held.pop_all()
+                    return found
         return None
 
     def is_kept(self) -> bool:
@@ -101,12 +102,9 @@ class NodeFolder:
         except OSError:
             return False
         try:
-            fcntl.flock(found, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            return not take_lock(found, fcntl.LOCK_SH, self.path)
         finally:
             os.close(found)
-        return False
 
     def write(self, spec: NodeSpec, first_port: int) -> Path:
         """Store who keeps what, and the token; return the token's file."""

@@ -30,6 +30,8 @@ _LOST_NEIGHBOUR = re.compile(
     re.IGNORECASE,
 )
 STALL_LINES = 3
+# How far a supervisor's clock may be from the file server's; a process number comes again only much later.
+NEAR_S = 600.0
 _ABORTED = "Fatal Python error: Aborted"
 _INTERRUPTED = {"KeyboardInterrupt": "by Ctrl-C", "Terminated": "by SIGTERM", "StoppedEarly": "at stop_by"}
 
@@ -114,7 +116,8 @@ def root_cause(run_dir: Path, number: int | None = None) -> Cause:
     holder = busy(run_dir) if last == attempts[-1] else None
     if holder:
         return Cause(folder.name, False, f"has not ended: process {holder} works on it", details=stalls)
-    cause = explain(folder.name, processes, _exit_codes(run_dir))
+    tries = [item for job in jobs_of(run_dir) for item in read_state(job.folder).tries]
+    cause = explain(folder.name, processes, tries)
     cause = dataclasses.replace(cause, others=[*cause.others, *stalls]) if cause.failed else cause
     return cause if cause.file or not (folder / "w2sr.log").exists() else dataclasses.replace(cause, file=str(folder / "w2sr.log"))
 
@@ -129,8 +132,8 @@ def _stalls(run_dir: Path, processes: list[Process]) -> list[str]:
     return found
 
 
-def explain(attempt: str, processes: list[Process], exit_codes: dict[int, int | None]) -> Cause:
-    """Return the cause; `exit_codes`: what a supervisor saw of drivers, by process id (negative: a signal)."""
+def explain(attempt: str, processes: list[Process], tries: list[Try]) -> Cause:
+    """Return the cause; `tries`: what supervisors saw of the run's drivers."""
     driver = next((process for process in processes if process.role == "driver"), None)
     if driver is None:
         return Cause(attempt, False, "left no record of its processes; its log may say more")
@@ -143,7 +146,8 @@ def explain(attempt: str, processes: list[Process], exit_codes: dict[int, int | 
     peers = _last_group(processes)
     first = _first_failure(peers, driver)
     if first is None:
-        return _of_driver(attempt, driver, [p for p in processes if p is not driver], exit_codes.get(driver.pid))
+        exit_code = next((item.exit_code for item in tries if _is_of(driver, item)), None)
+        return _of_driver(attempt, driver, [p for p in processes if p is not driver], exit_code)
     root, doubt = first
     others = [process for process in peers if process is not root]
     return _of_peer(attempt, root, others, doubt, _gone_node(root, processes))
@@ -265,16 +269,23 @@ def _refused_before_it_began(run_dir: Path, attempts: list[int]) -> Cause | None
     if not jobs:
         return None
     state = read_state(jobs[-1].folder)
-    newest = max((path.stat().st_mtime for path in run_dir.glob("logs/attempt_*")), default=0.0) if attempts else 0.0
-    if state.exit_code not in (1, 2) or (state.tries and newest >= state.tries[-1].began - 1):
+    if state.exit_code not in (1, 2) or (
+        attempts and state.tries and _began(run_dir / "logs" / f"attempt_{attempts[-1]}", state.tries[-1])
+    ):
         return None
     ended = state.tries[-1].ended if state.tries else state.heartbeat
     return Cause("", True, f"job {jobs[-1].id} ended before an attempt began: {state.reason}", ended, advice=advice_for(state.reason))
 
 
-def _exit_codes(run_dir: Path) -> dict[int, int | None]:
-    tries: list[Try] = [item for job in jobs_of(run_dir) for item in read_state(job.folder).tries]
-    return {item.pid: item.exit_code for item in tries}
+def _began(attempt: Path, last: Try) -> bool:
+    """Whether an attempt is that of the last try, or was begun after it, as by hand; one without a record of its driver counts as such."""
+    drivers = [process for path in attempt.glob("processes/driver-*.json") if (process := _read(path)) is not None]
+    return not drivers or any(_is_of(driver, last) or driver.started > (last.ended or last.began) for driver in drivers)
+
+
+def _is_of(driver: Process, item: Try) -> bool:
+    """Whether a driver is the one of a try: by its number, and not an earlier one that had the same."""
+    return driver.pid == item.pid and abs(driver.started - item.began) < NEAR_S
 
 
 def _read(path: Path) -> Process | None:

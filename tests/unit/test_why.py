@@ -290,6 +290,40 @@ def test_a_job_that_was_refused_before_an_attempt_began_is_explained(tmp_path: P
     assert cause.render().startswith("job run-1 ended before an attempt began: model 'x': there is no such folder at 2027-")
 
 
+def failed_job(run_dir: Path, *tries: Try) -> None:
+    job = Job("run-1", "lab", "ray", "x", str(run_dir), (), 1.0, 3)
+    job.save()
+    write_state(job.folder, JobState(phase="failed", exit_code=1, reason="the driver failed", heartbeat=NOON, tries=tries))
+
+
+@pytest.mark.parametrize("ahead_s", [-90.0, 90.0])
+def test_an_attempt_is_known_by_its_driver_s_process_however_the_clocks_differ(run_dir: Path, ahead_s: float) -> None:
+    driver(run_dir, "KeyError", "'x'", pid=77)
+    os.utime(run_dir / "logs" / "attempt_1", (NOON, NOON))
+    failed_job(run_dir, Try(77, NOON + ahead_s, NOON + ahead_s + 100, 1))
+    assert "raised KeyError: 'x'" in root_cause(run_dir).cause
+
+
+def test_a_try_that_made_no_attempt_is_told_from_an_earlier_attempt(run_dir: Path) -> None:
+    driver(run_dir, "KeyError", "'x'", pid=77)
+    failed_job(run_dir, Try(77, NOON + 86400, NOON + 86401, 1))  # a day later, by the same number
+    assert root_cause(run_dir).cause == "job run-1 ended before an attempt began: the driver failed"
+
+
+def test_an_attempt_by_hand_after_a_job_that_was_refused_is_explained(run_dir: Path) -> None:
+    failed_job(run_dir, Try(5, NOON - 2000, NOON - 1999, 2))
+    driver(run_dir, "KeyError", "'x'", pid=77)
+    assert "raised KeyError: 'x'" in root_cause(run_dir).cause
+
+
+def test_a_driver_s_exit_code_is_not_that_of_an_earlier_one_of_the_same_number(run_dir: Path) -> None:
+    driver(run_dir, pid=77)
+    job = Job("run-1", "lab", "ray", "x", str(run_dir), (), 1.0, 3)
+    job.save()
+    write_state(job.folder, JobState(phase="restarting", tries=(Try(77, NOON, NOON + 103), Try(77, NOON + 86400, NOON + 86500, -9))))
+    assert "killed, or its node went away" in root_cause(run_dir).cause
+
+
 def test_the_answer_is_told_to_programs_too(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     driver(run_dir, "UserError", "no")
     assert main(["why", str(run_dir), "--json"]) == 0

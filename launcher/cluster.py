@@ -32,18 +32,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], debug: ar
         action.add_argument("cluster", metavar="CLUSTER", help=_CLUSTER)
         action.set_defaults(command=run)
         if name == "down":
-            action.add_argument("--forget", action="store_true", help="take it off the list even when a node cannot be reached")
+            action.add_argument("--forget", action="store_true", help="count it as down even when a node cannot be reached")
     listed = actions.add_parser("list", parents=[debug], help="show the clusters that were used before, and which are up")
     listed.set_defaults(command=_list)
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    from launcher.home import open_cluster
     from launcher.substrate import substrate
 
-    cluster = open_cluster(arguments.cluster)
-    kind = substrate(cluster)
-    with _alone(cluster):
+    with _alone(arguments.cluster) as cluster:
+        kind = substrate(cluster)
         if cluster.state is not None and cluster.state.nodes and all(node.alive for node in kind.status(cluster)):
             print(f"{cluster.name} is up already: {_describe(cluster.state)}")
             return 0
@@ -93,18 +91,16 @@ def _status(arguments: argparse.Namespace) -> int:
     width = max(len(node.host) for node in nodes) if nodes else 0
     for node in nodes:
         print(f"  {node.host:<{width}}  {'up  ' if node.alive else 'LOST'}  {node.detail}")
-    if up < len(nodes):
+    if up < len(nodes) and cluster.file.kind != "ray":
         print(f"`w2sr cluster up {cluster.name}` brings lost nodes back")
     return 0 if up == len(nodes) else 1
 
 
 def _down(arguments: argparse.Namespace) -> int:
-    from launcher.home import open_cluster
     from launcher.substrate import substrate
     from w2sr.errors import UserError
 
-    cluster = open_cluster(arguments.cluster)
-    with _alone(cluster):
+    with _alone(arguments.cluster) as cluster:
         _warn_of_jobs(cluster)
         try:
             substrate(cluster).down(cluster, say)
@@ -119,14 +115,14 @@ def _down(arguments: argparse.Namespace) -> int:
 
 
 def _warn_of_jobs(cluster: OpenCluster) -> None:
-    """Name the jobs that end with the cluster's Ray; under Slurm jobs have their own, and a foreign cluster goes on."""
+    """Name the jobs that end with the cluster's Ray; a job of Slurm has one of its own, and a foreign cluster goes on."""
     from launcher.home import known_jobs
     from launcher.jobs import standing
 
-    if cluster.state is None or cluster.file.kind in ("slurm", "ray"):
+    if cluster.state is None or cluster.file.kind == "ray":
         return
     for job in known_jobs():
-        if job.cluster == cluster.name and not standing(job).over:
+        if job.cluster == cluster.name and job.backend != "slurm" and not standing(job).over:
             say(f"job {job.id} ends with it; what it committed is kept, `w2sr resume {job.id}` goes on when {cluster.name} is up again")
 
 
@@ -140,13 +136,14 @@ def _list(_: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _alone(cluster: OpenCluster) -> Iterator[None]:
-    """Let one command at a time bring a cluster up or down."""
+def _alone(name_or_file: str) -> Iterator[OpenCluster]:
+    """Yield a cluster that one command at a time brings up or down, as it is once no other one does."""
+    from cluster.file_locks import take_lock
+    from launcher.home import open_cluster
     from w2sr.errors import UserError
 
-    with open(cluster.folder / "lock", "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another command brings {cluster.name!r} up or down at the moment; wait for it, or end it") from error
-        yield
+    found = open_cluster(name_or_file)
+    with open(found.folder / "lock", "a", encoding="utf-8") as file:
+        if not take_lock(file, fcntl.LOCK_EX, found.folder):
+            raise UserError(f"another command brings {found.name!r} up or down at the moment; wait for it, or end it")
+        yield open_cluster(name_or_file)

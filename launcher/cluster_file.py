@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import re
 import sys
 from itertools import pairwise
@@ -14,7 +15,8 @@ from w2sr.config import check_values, read_values
 from w2sr.errors import UserError
 from w2sr.schema import StrictModel
 
-_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
+_SECRET = re.compile(r"(^|_)((API)?KEYS?|TOKEN|SECRETS?|PASSWORDS?|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
+_HOST_AND_PORT = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})", re.ASCII)
 # The node's folder below it, w2sr-12345678, leaves Ray's sockets just enough (launcher/node_spec.py).
 LONGEST_TEMP_DIR = 24
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
@@ -90,7 +92,23 @@ class RayCluster(_Cluster):
     kind: Literal["ray"]
     address: str = Field(description="Address of its head for drivers, host:port (Ray's GCS, often port 6379).")
     dashboard: str = Field("127.0.0.1:8265", description="host:port of its dashboard, which takes jobs.")
-    token_file: str | None = Field(None, description="File with its token (RAY_AUTH_TOKEN_PATH). None: it wants none.")
+    token_file: str | None = Field(None, description="File with its token (RAY_AUTH_TOKEN_PATH), beside this file. None: it wants none.")
+
+    @field_validator("address", "dashboard")
+    @classmethod
+    def _host_and_port(cls, given: str) -> str:
+        found = _HOST_AND_PORT.fullmatch(given)
+        if found is None or not 0 < int(found[2]) < 65536:
+            raise ValueError(f"{given!r} is not host:port, for example 10.0.0.1:6379")
+        return given
+
+    @model_validator(mode="after")
+    def _theirs(self) -> RayCluster:
+        fields = ("env", "env_file", "network", "temp_dir", "ready_timeout_s")
+        given = [name for name in fields if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True)]
+        if given:
+            raise ValueError(f"leave out {', '.join(given)}: of a Ray that is there, whoever started it decides that")
+        return self
 
 
 class HostConfig(StrictModel):
@@ -135,6 +153,9 @@ class SshCluster(_Cluster):
         double = next((name for name in names if names.count(name) > 1), None)
         if double:
             raise ValueError(f"hosts names {double!r} more than once")
+        python = Path(self.python)
+        if self.environment_copy and not (python.is_absolute() and python.parent.name == "bin" and len(python.parents) > 2):
+            raise ValueError(f"environment_copy copies the folder PREFIX of python: PREFIX/bin/python; {self.python!r} is not such a path")
         return self
 
 
@@ -158,6 +179,13 @@ class SlurmCluster(_Cluster):
     requeue: bool = Field(True, description="Let Slurm queue the job again after pre-emption, a lost head or the end of its time.")
     grace_s: int = Field(120, ge=10, description="How long before the end of the time limit work stops and commits.")
 
+    @field_validator("time_limit", "mem", mode="before")
+    @classmethod
+    def _quoted(cls, given: Any) -> Any:
+        if isinstance(given, int):
+            raise ValueError('put it in quotes, as "8:00:00" or "500G": without them YAML makes a number of it')
+        return given
+
 
 class ClusterFile(RootModel[Annotated[LocalCluster | RayCluster | SshCluster | SlurmCluster, Field(discriminator="kind")]]):
     """One of the four kinds."""
@@ -170,11 +198,14 @@ def load_cluster_file(path: Path) -> AnyCluster:
     """Read and check a CLUSTER.yaml. Raises UserError that names file, key, value and what is allowed."""
     values = {"name": path.stem.lower().replace("_", "-"), **read_values(path, None, "cluster.yaml", "docs/clusters.md")}
     file = check_values(ClusterFile, values, path).root
+    # What is known by name later must not depend on where the command is typed, nor on a hostfile that has changed since.
+    folder = path.absolute().parent
+    if isinstance(file, RayCluster) and file.token_file:
+        return file.model_copy(update={"token_file": str(folder / os.path.expanduser(file.token_file))})
     if not isinstance(file, SshCluster):
         return file
-    # What is known by name later must not depend on where the command is typed, nor on a hostfile that has changed since.
     beside = [
-        str(path.absolute().parent / value) if before in ("-F", "-i") else value for before, value in pairwise(["", *file.ssh_options])
+        str(folder / os.path.expanduser(value)) if before in ("-F", "-i") else value for before, value in pairwise(["", *file.ssh_options])
     ]
     hosts = file.hosts if file.hostfile is None else read_hostfile(path.parent / file.hostfile)
     return file.model_copy(update={"ssh_options": beside, "hosts": hosts, "hostfile": None})
@@ -186,17 +217,19 @@ def read_hostfile(path: Path) -> list[HostConfig]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"cannot read hostfile {path}: {error.strerror}; it is looked for beside the CLUSTER.yaml") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"hostfile {path} is not text in UTF-8 (byte {error.start}); save it as such") from error
     hosts: dict[str, HostConfig] = {}
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()
         if not words:
             continue
-        slots = [word.removeprefix("slots=") for word in words[1:]]
-        if len(slots) > 1 or not all(slot.isdecimal() for slot in slots) or words[0].startswith("-"):
+        slots = [re.fullmatch(r"slots=([0-9]+)", word) for word in words[1:]]
+        if len(slots) > 1 or not all(slots) or words[0].startswith("-"):
             raise UserError(f"{path}, line {number}: {line.strip()!r} is not `host slots=NUMBER`, for example `node1 slots=8`")
         if words[0] in hosts:
             raise UserError(f"{path}, line {number}: host {words[0]!r} is there twice; give each host once, with all its slots")
-        hosts[words[0]] = HostConfig(host=words[0], gpus=int(slots[0]) if slots else None)
+        hosts[words[0]] = HostConfig(host=words[0], gpus=int(slots[0][1]) if slots and slots[0] else None)
     if not hosts:
         raise UserError(f"hostfile {path} names no host; give `host slots=NUMBER`, one a line")
     return list(hosts.values())

@@ -17,11 +17,12 @@ import dataclasses
 import json
 import os
 import secrets
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from cluster.ray_settings import LOOPBACK_SETTINGS
 from launcher.cluster_file import NAME, AnyCluster, ClusterFile, load_cluster_file
@@ -91,7 +92,7 @@ class OpenCluster:
     def token_path(self) -> Path | None:
         """File with Ray's token; None for a foreign cluster that wants none."""
         if self.file.kind == "ray":
-            return Path(self.file.token_file).expanduser() if self.file.token_file else None
+            return Path(self.file.token_file) if self.file.token_file else None
         return self.folder / "token"
 
     def environment(self) -> dict[str, str]:
@@ -102,20 +103,31 @@ class OpenCluster:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_path), **loopback}
 
     def token(self) -> str:
-        """Return the token, made at the first call."""
+        """Return the token, made at the first call. Raises UserError, which never shows it, when its file is unreadable or holds none."""
         path = self.token_path
         assert path is not None
         if self.file.kind != "ray" and not path.exists():
             with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
                 file.write(secrets.token_hex(32))
-        return path.read_text(encoding="utf-8").strip()
+        try:
+            token = path.read_bytes().strip()
+        except OSError as error:
+            raise UserError(f"cluster {self.name!r}: cannot read its token in {path} ({error.strerror})") from error
+        if not token or not all(33 <= byte <= 126 for byte in token):
+            raise UserError(
+                f"cluster {self.name!r}: {path} holds no token: give one line of letters, digits and signs, without blanks, as the "
+                "cluster's owner has it"
+            )
+        return token.decode("ascii")
 
     def save(self, state: ClusterState | None) -> OpenCluster:
-        """Store what is up now (None: nothing, and the token goes too) and return the cluster with it."""
+        """Store what is up now, and by which file (None: nothing, and the token goes too), and return the cluster with it."""
         if state is None:
             (self.folder / "state.json").unlink(missing_ok=True)
             (self.folder / "token").unlink(missing_ok=True)
         else:
+            # Another file of that name may have been looked at while this one came up.
+            write_text(self.folder / "cluster.json", self.file.model_dump_json(indent=1))
             write_text(self.folder / "state.json", json.dumps(dataclasses.asdict(state), indent=1))
         return dataclasses.replace(self, state=state)
 
@@ -155,7 +167,17 @@ def known_clusters() -> list[str]:
 
 def _file(folder: Path) -> AnyCluster | None:
     path = folder / "cluster.json"
-    return ClusterFile.model_validate_json(path.read_text(encoding="utf-8")).root if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return ClusterFile.model_validate_json(path.read_text(encoding="utf-8")).root
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UserError(
+            f"{path} is not as this version of w2sr writes it ({where}: {problem['msg']}); take the cluster down with the version that "
+            f"brought it up, then remove {folder}"
+        ) from error
 
 
 def _state(folder: Path) -> ClusterState | None:
@@ -231,9 +253,3 @@ def known_jobs() -> list[Job]:
 def forget_job(job: Job) -> None:
     """Take a job that was not submitted after all out of the index."""
     (home() / "jobs" / f"{job.id}.json").unlink(missing_ok=True)
-
-
-def forget(cluster: OpenCluster) -> None:
-    """Remove a cluster that is down from the list."""
-    assert cluster.state is None
-    shutil.rmtree(cluster.folder)

@@ -36,16 +36,23 @@ class Answer:
 
 
 class Call:
-    """A running call. Its stdin stays open until the end: `start --attached` takes the closing of it for our death."""
+    """A running call. Its stdin stays open until the end: `start --attached` takes the closing of it for our death.
+
+    Raises OSError when the command cannot be started.
+    """
 
     def __init__(self, host: str, command: Sequence[str], line: str = "") -> None:
         self.host = host
         # Files, not pipes: what is said waits there until somebody looks. `answer` closes them.
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
-        # A session of its own: Ctrl-C goes to us alone, and we end what we started in order.
-        self.process = subprocess.Popen(
-            list(command), stdin=subprocess.PIPE, stdout=self._out, stderr=self._err, start_new_session=True, cwd=ROOT
-        )
+        with contextlib.ExitStack() as unless_started:
+            unless_started.enter_context(self._out)
+            unless_started.enter_context(self._err)
+            # A session of its own: Ctrl-C goes to us alone, and we end what we started in order.
+            self.process = subprocess.Popen(
+                list(command), stdin=subprocess.PIPE, stdout=self._out, stderr=self._err, start_new_session=True, cwd=ROOT
+            )
+            unless_started.pop_all()
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(line.encode() + b"\n")

@@ -95,6 +95,8 @@ def read_env_file(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ClusterError(f"cannot read env_file {path} on {socket.gethostname()}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ClusterError(f"env_file {path} on {socket.gethostname()} is not text in UTF-8; save it as such") from None  # it shows bytes
     if stat.S_IMODE(mode) & 0o077:
         raise ClusterError(f"env_file {path} on {socket.gethostname()} can be read by others (mode {stat.S_IMODE(mode):o}); chmod 600 it")
     found = {}
@@ -103,7 +105,9 @@ def read_env_file(path: Path) -> dict[str, str]:
         if line.strip() and not line.lstrip().startswith("#"):
             if not equals or not name.strip().isidentifier():
                 raise ClusterError(f"line {number} of env_file {path} is not KEY=value")
-            found[name.strip()] = value.strip().strip("'\"")
+            value = value.strip()
+            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+            found[name.strip()] = value[1:-1] if quoted else value
     return found
 
 

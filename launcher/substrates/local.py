@@ -37,8 +37,9 @@ def up(cluster: OpenCluster, say: Say) -> ClusterState:
         ready_timeout_s=file.ready_timeout_s,
     )
     with contextlib.ExitStack() as undo:
-        undo.callback(_ask, file, "stop", STOP_TIMEOUT_S)
-        call = Call(HOST, node_command(file.python, "start"), spec.json())
+        if cluster.state is None or not _is_kept(file):
+            undo.callback(_ask, file, "stop", STOP_TIMEOUT_S)
+        call = _call(file, "start", spec)
         waiting = lambda _, seconds: say(f"waiting for Ray for {seconds:.0f} s")  # noqa: E731
         (answer,) = run_all([call], file.ready_timeout_s + ASK_TIMEOUT_S, waiting)
         if answer.code != 0:
@@ -77,6 +78,22 @@ def _folder(file: LocalCluster) -> str:
     return f"{file.temp_dir.rstrip('/')}/w2sr-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
+def _is_kept(file: LocalCluster) -> bool:
+    """Tell whether a keeper lives, also one whose Ray is only too busy to answer."""
+    answer = _ask(file, "status", ASK_TIMEOUT_S)
+    return answer.code == 0 and NodeReport.parse(answer.out).kept
+
+
 def _ask(file: LocalCluster, action: str, timeout_s: float) -> Answer:
-    (answer,) = run_all([Call(HOST, node_command(file.python, action), spec_to_find(file.name, _folder(file)).json())], timeout_s)
+    (answer,) = run_all([_call(file, action, spec_to_find(file.name, _folder(file)))], timeout_s)
     return answer
+
+
+def _call(file: LocalCluster, action: str, spec: NodeSpec) -> Call:
+    try:
+        return Call(HOST, node_command(file.python, action), spec.json())
+    except OSError as error:
+        raise UserError(
+            f"cluster {file.name!r}: cannot run python: {file.python} ({error.strerror}); give the Python of w2sr's environment, or leave "
+            "it out"
+        ) from error

@@ -42,15 +42,16 @@ def up(cluster: OpenCluster, say: Say) -> ClusterState:
     seconds["connect and check"] = round(time.monotonic() - began, 2)
     head = file.hosts[0].host
     lost = [host.host for host in file.hosts if not reports[host.host].alive]
+    ours = [name for name in lost if not reports[name].kept]
     ready = {name: report.ready for name, report in reports.items() if report.ready is not None}
     if cluster.state is None or not reports[head].kept:
         # Nodes of a head that is gone serve nobody, and those of a cluster that was forgotten have a token that is lost. A head that is
         # only too busy to answer is waited for.
-        lost = [host.host for host in file.hosts]
+        lost = ours = [host.host for host in file.hosts]
         ready = {}
         _stop(cluster, file, lost)
     with contextlib.ExitStack() as undo:
-        undo.callback(_stop, cluster, file, lost)
+        undo.callback(_stop, cluster, file, ours)
         for part, names in (("head", [name for name in lost if name == head]), ("workers", [name for name in lost if name != head])):
             began = time.monotonic()
             ready |= _start(cluster, file, names, ready[head].gcs if head in ready else None, len(ready), say)

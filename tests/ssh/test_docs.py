@@ -106,8 +106,8 @@ def test_the_walk_through_of_a_foreign_cluster(person: Hosts) -> None:
         state = json.loads((person.folder / "home/clusters/owned/state.json").read_text())
         (person.folder / "their-token").write_text((person.folder / "home/clusters/owned/token").read_text())
         title = "A Ray cluster that is there"
-        more = {"address": state["address"], "dashboard": state["dashboard"], "token_file": str(person.folder / "their-token")}
-        write(person, title, **more, **surroundings(person))
+        more = {"address": state["address"], "dashboard": state["dashboard"]}
+        write(person, title, **more, python=sys.executable)
         said = {command: type_in(person, command, on="a") for command in commands(title)}
         assert "1 of 1 nodes up" in said["w2sr cluster status theirs"]
         assert (person.folder / "runs/quickstart/report.html").exists(), said

@@ -86,7 +86,7 @@ def _the_story(hosts: Hosts, calm_run: Path) -> None:
     token_file = hosts.folder / "their-token"
     token_file.write_text((hosts.folder / "home/clusters/duo/token").read_text())
     theirs = {"kind": "ray", "address": duo["address"], "dashboard": duo["dashboard"], "token_file": str(token_file)}
-    file = hosts.write_cluster("theirs", **theirs, hosts=None, ssh_options=None, ready_timeout_s=None)
+    file = hosts.write_cluster("theirs", **theirs, hosts=None, ssh_options=None, ready_timeout_s=None, env=None, temp_dir=None)
     assert "theirs is up after" in hosts.w2sr("cluster", "up", file, on="a")
     hosts.w2sr("resume", first, "--cluster", "theirs", on="a")
     second = jobs(hosts)[-1]["id"]

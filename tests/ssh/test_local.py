@@ -76,7 +76,7 @@ def test_a_foreign_cluster_that_does_not_answer_is_refused(person: Person) -> No
     gone = person.write("gone", kind="ray", address="127.0.0.1:9", dashboard="127.0.0.1:9")
     assert "no Ray dashboard answers at 127.0.0.1:9" in person.w2sr("cluster", "up", gone, code=2)
     tokenless = person.write("tokenless", kind="ray", address="127.0.0.1:9", dashboard="127.0.0.1:9", token_file="none")
-    assert "token_file none does not exist; ask the cluster's owner" in person.w2sr("cluster", "up", tokenless, code=2)
+    assert f"token_file {person.folder}/none does not exist; ask the cluster's owner" in person.w2sr("cluster", "up", tokenless, code=2)
 
 
 def test_ray_that_does_not_start_says_why_and_leaves_nothing(person: Person) -> None:

@@ -239,6 +239,17 @@ def test_an_env_file_must_be_there_private_and_of_lines_with_values(tmp_path: Pa
     with pytest.raises(ClusterError, match=r"line 1 of env_file .* is not KEY=value") as caught:
         ray_start.read_env_file(path)
     assert "verysecret" not in str(caught.value)
+    path.write_bytes(b"KEY=sk-verysecret\xe9\n")
+    with pytest.raises(ClusterError, match=r"env_file .* is not text in UTF-8") as caught:
+        ray_start.read_env_file(path)
+    assert "verysecret" not in str(caught.value)
+
+
+def test_quotes_around_a_value_are_taken_off_and_no_others(tmp_path: Path) -> None:
+    path = tmp_path / "secrets"
+    path.write_text("A=\"x y\"\nB='x'\nC=it's'\nD=\"\nE='x\"\nexport F=\"'x'\"\n")
+    path.chmod(0o600)
+    assert ray_start.read_env_file(path) == {"A": "x y", "B": "x", "C": "it's'", "D": '"', "E": "'x\"", "F": "'x'"}
 
 
 def test_the_address_is_the_given_one_the_interface_s_or_that_of_the_route_to_the_head() -> None:

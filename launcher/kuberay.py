@@ -121,10 +121,12 @@ def _check(plan: PodPlan) -> None:
             raise UserError(f"{option} takes the name of a Kubernetes object: lower case letters, digits, - and ., not its content")
     if not _PLAIN_PATH.fullmatch(plan.mount):
         raise UserError(f"--mount {plan.mount!r} is not an absolute path of letters, digits, _, . and -; give for example {PodPlan.mount}")
+    if Path(CONFIG_DIR).is_relative_to(plan.mount) or Path(plan.mount).is_relative_to(CONFIG_DIR):
+        raise UserError(f"--mount {plan.mount} would hide {CONFIG_DIR}, where the configuration is; give for example {PodPlan.mount}")
     if (plan.gpus or 0) < 0 or plan.cpus < 1:
         raise UserError(f"--gpus-per-node {plan.gpus}, --cpus-per-node {plan.cpus}: give 0 or more GPUs and 1 or more CPUs")
-    if not re.fullmatch(r"\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?", plan.memory):
-        raise UserError(f"--memory {plan.memory!r} is not a size as Kubernetes writes it, for example 64Gi")
+    if not re.fullmatch(r"(?=.*[1-9])\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?", plan.memory):
+        raise UserError(f"--memory {plan.memory!r} is not a size above 0 as Kubernetes writes it, for example 64Gi")
     found = re.match(r"(\d+)\.(\d+)", plan.ray_version)
     if found is None or (int(found[1]), int(found[2])) < FIRST_RAY_WITH_TOKENS:
         raise UserError(f"--ray-version {plan.ray_version!r}: token authentication needs 2.52 or later; put a newer Ray into the image")

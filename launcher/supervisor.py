@@ -26,6 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from cluster.file_locks import take_lock
 from launcher.attempt import busy
 from launcher.home import Job, load_job
 from launcher.job_state import CANCEL, CONFIG, LOG, PENDING, PHASES, RESTARTING, RUNNING, JobState, Try, write_state
@@ -125,13 +126,9 @@ class Supervisor:
         """Hold the run folder's jobs against other supervisors; wait for one that is dying."""
         with open(self._folder.parent / ".lock", "a+", encoding="utf-8") as file:
             with self._waiting() as step:
-                while True:
-                    try:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                    except BlockingIOError:
-                        file.seek(0)
-                        step(f"job {file.read().strip() or 'unknown'}")
+                while not take_lock(file, fcntl.LOCK_EX, self._folder.parent):
+                    file.seek(0)
+                    step(f"job {file.read().strip() or 'unknown'}")
             file.truncate(0)
             file.write(f"{self._job.id} (process {os.getpid()} on {self._state.host})")
             file.flush()

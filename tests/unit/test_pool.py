@@ -341,7 +341,7 @@ def test_few_tasks_are_shared_by_replicas_that_start_at_different_times() -> Non
 
     delays = iter([0.0, 0.2])
     with Pool() as pool:
-        outcomes = list(pool.run([replace(A, factory=Slow, max_replicas=2)], ListSource(a=[("sleep", 0.5)] * 2)))
+        outcomes = list(pool.run([replace(A, factory=Slow, max_replicas=2)], ListSource(a=[("sleep", 2.0)] * 2)))
     assert len({outcome.replica for outcome in outcomes}) == 2
 
 

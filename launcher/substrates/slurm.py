@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 1.0
 SAY_EVERY_S = 5.0
 DOWN_WAIT_S = 120.0
+# After how many seconds a Slurm that did not answer is asked again while a job waits in its queue.
+SILENT_S = (5.0, 15.0, 45.0, 120.0)
 # The number of the job that holds the nodes, or is queued to.
 NUMBER = "slurm_job"
 
@@ -81,7 +83,7 @@ def _wait(cluster: OpenCluster, number: str, say: Say) -> ClusterState:
     began = said = time.monotonic()
     running_since: float | None = None
     while True:
-        kind, reason = slurm.queue_state(number)
+        kind, reason = _asked(number, say)
         now = time.monotonic()
         if kind == "ended":
             raise UserError(f"Slurm job {number} has ended ({reason.lower()}) before Ray was up: {_last_words(cluster)}")
@@ -100,6 +102,17 @@ def _wait(cluster: OpenCluster, number: str, say: Say) -> ClusterState:
             said = now
             say(f"{now - began:.0f} s: Slurm job {number} is {reason.lower()}; {_last_words(cluster)}")
         time.sleep(POLL_S)
+
+
+def _asked(number: str, say: Say) -> tuple[str, str]:
+    """Return slurm.queue_state. A Slurm that is silent for a while must not cost the place in its queue; UserError when it stays so."""
+    for pause_s in SILENT_S:
+        try:
+            return slurm.queue_state(number)
+        except UserError as error:
+            say(f"asking again in {pause_s:g} s: {error}")
+            time.sleep(pause_s)
+    return slurm.queue_state(number)
 
 
 def _last_words(cluster: OpenCluster) -> str:

@@ -389,3 +389,11 @@ def test_the_module_says_so_outside_of_a_job(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert "this runs in a batch job of Slurm only" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_slurm_that_is_silent_for_a_while_costs_no_place_in_it(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_nodes, "SILENT_S", (0.0, 0.0))
+    play("squeue", f"[ $(grep -c squeue {tmp_path}/calls) = 3 ] && echo 'PENDING|Priority' || exit 1")
+    said: list[str] = []
+    assert slurm_nodes._asked("7", said.append) == ("pending", "PENDING, Priority")
+    assert len(said) == 2

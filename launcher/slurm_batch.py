@@ -78,7 +78,7 @@ class Batch:
         except _Stopped as stop:
             code, reason = stop.code, "cancelled" if stop.code == CANCELLED else "terminated by SIGTERM"
             if stop.code == TERMINATED and self._runs_on():
-                code, reason = self._lost(job, NodeLost("the time was up before Ray was; give a longer time_limit"))
+                code, reason = self._lost(job, NodeLost("the time was up before the job had begun; give a longer time_limit"))
         except NodeLost as lost:
             code, reason = self._lost(job, lost)
         except (UserError, ClusterError) as error:
@@ -123,7 +123,7 @@ class Batch:
             cluster.save(None)
 
     def _supervise(self, nodes: Nodes, token_path: Path) -> tuple[int, str]:
-        """Run the supervisor to its end. Raises NodeLost when the head was lost, after the supervisor has ended."""
+        """Run the supervisor to its end. Raises NodeLost when the head was lost, _Stopped when SIGTERM came before it could do anything."""
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "launcher.supervisor", str(self.folder)],
             stdin=subprocess.DEVNULL,
@@ -143,6 +143,8 @@ class Batch:
                 supervisor.terminate()
             supervisor.wait()
         code = supervisor.returncode
+        if code == -signal.SIGTERM and self._terminated:
+            raise _Stopped(TERMINATED)  # it had only just begun, and could not take the signal yet
         if code in (1, 2) and not nodes.head_answers():
             nodes.tend()  # says how it ended, if it has
             raise NodeLost("the head does not answer")

@@ -197,6 +197,14 @@ def test_a_job_is_queued_again_when_it_is_not_done(
         assert job_state.read_state(batch.folder).phase == job_state.REQUEUE
 
 
+def test_a_signal_that_comes_before_the_supervisor_can_take_it_costs_one_try(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert run(batch, FakeNodes(), "kill -TERM $PPID; exec sleep 30", monkeypatch, tmp_path) == AGAIN
+    assert "scontrol requeue 7" in calls(tmp_path)
+    assert "the time was up before the job had begun" in job_state.read_state(batch.folder).reason
+
+
 @pytest.mark.parametrize(("year", "again"), [(2020, False), (2999, True)])
 def test_a_job_whose_own_time_is_over_is_not_queued_again(
     batch: Batch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, year: int, again: bool
@@ -365,7 +373,7 @@ def test_a_time_that_is_always_up_before_ray_is_does_not_go_on_for_ever(
 
     attempts = [Batch(batch.folder, Allocation("7", restart, ("n1",), (2,))) for restart in range(3)]
     assert [run(attempt, Slow(), "exit 0", monkeypatch, tmp_path) for attempt in attempts] == [AGAIN, AGAIN, 1]
-    assert "the time was up before Ray was; give a longer time_limit" in job_state.read_state(batch.folder).reason
+    assert "the time was up before the job had begun; give a longer time_limit" in job_state.read_state(batch.folder).reason
 
 
 def test_a_driver_that_failed_because_the_head_was_gone_is_no_users_mistake(

@@ -50,7 +50,8 @@ def test_a_job_outlives_its_terminal_a_cancel_and_its_driver_and_the_result_is_t
     run_dir = lab.folder / "run"
 
     # Submitted and followed; then the terminal is closed.
-    terminal = lab.start("submit", QUICKSTART, f"run_dir={run_dir}", *TINY, "--cluster", "here", "--follow", start_new_session=True)
+    options = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}  # nohup's children ignore it
+    terminal = lab.start("submit", QUICKSTART, f"run_dir={run_dir}", *TINY, "--cluster", "here", "--follow", **options)
     wait_for(lambda: list(run_dir.glob("generate/weak/shard-*.parquet")))
     os.killpg(terminal.pid, signal.SIGHUP)
     seen = terminal.communicate(timeout=30)[0]

@@ -46,8 +46,14 @@ def wait_until_gone(mark_of: int) -> None:
         time.sleep(0.05)
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the direct children of a process."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_children_and_grandchildren_of_a_killed_process_are_ended() -> None:
+@pytest.mark.parametrize("children_first", [False, True], ids=["outright", "as Ray ends a worker, its children first"])
+def test_children_and_grandchildren_of_a_killed_process_are_ended(children_first: bool) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE)
     assert parent.stdout is not None
     folder = Path(parent.stdout.readline().decode().strip())
@@ -56,6 +62,8 @@ def test_children_and_grandchildren_of_a_killed_process_are_ended() -> None:
     while len(descendants_of(parent.pid)) < 2:
         assert time.monotonic() < deadline, "child and grandchild were started"
         time.sleep(0.05)
+    for child in children_of(parent.pid) if children_first else []:
+        os.kill(child, signal.SIGKILL)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     wait_until_gone(parent.pid)

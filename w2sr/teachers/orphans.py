@@ -14,10 +14,11 @@ import tempfile
 from pathlib import Path
 
 MARK = "W2SR_REPLICA"
-# The guard's whole program: wait until the pipe is closed, then end what carries the mark and remove the folder.
+# The guard's whole program: leave the parent, wait until the pipe is closed, then end what carries the mark and remove the folder. It is
+# nobody's child by then: a worker of Ray that is made to end kills its own children first, and would kill its guard.
 _GUARD = (
-    "import shutil, sys; from w2sr.teachers.orphans import kill_marked; sys.stdin.buffer.read(); kill_marked(sys.argv[1]); "
-    "shutil.rmtree(sys.argv[2], ignore_errors=True)"
+    "import os, shutil, sys; from w2sr.teachers.orphans import kill_marked; os.fork() and os._exit(0); sys.stdin.buffer.read(); "
+    "kill_marked(sys.argv[1]); shutil.rmtree(sys.argv[2], ignore_errors=True)"
 )
 
 
@@ -35,10 +36,11 @@ class Guard:
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {root!r}); {_GUARD}", self._mark, self.folder],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        self._process.wait()  # it goes on in another one
         os.environ[MARK] = self._mark
         # Processes that give themselves a title with setproctitle, as vLLM's do, write it over their environment unless told not to.
         os.environ["SPT_NOENV"] = "1"
@@ -46,8 +48,10 @@ class Guard:
     def close(self) -> None:
         """End the marked processes now, and the guard; remove the folder."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait()
+        self._process.stdout.read()  # until the guard has ended
+        self._process.stdout.close()
         if os.environ.get(MARK) == self._mark:
             del os.environ[MARK]
 

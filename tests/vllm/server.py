@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -38,6 +40,8 @@ def vllm_server(python: Path, model: Path, log: Path, *arguments: str) -> Iterat
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", model.name]
     command += ["--host", "127.0.0.1", "--port", str(port), *SMALL, *arguments]
     environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+    sockets = tempfile.mkdtemp(prefix="vllm-")  # short: a socket's path may have 107 characters
+    environment["VLLM_RPC_BASE_PATH"] = sockets
     with open(log, "wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
     try:
@@ -50,6 +54,7 @@ def vllm_server(python: Path, model: Path, log: Path, *arguments: str) -> Iterat
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        shutil.rmtree(sockets)
 
 
 def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -285,7 +285,7 @@ def test_the_time_a_stop_needs_is_that_of_two_steps_and_twice_the_longest_of_wha
     clock = [0.0]
     monkeypatch.setattr("w2sr.training.watch.time", SimpleNamespace(monotonic=lambda: clock[0]))
     group: Any = SimpleNamespace(rank=1, world_size=2, device=SimpleNamespace(type="cpu"))
-    watch = Watch(make_spec(tmp_path), group, 1, None, np.zeros(0))
+    watch = Watch(make_spec(tmp_path), group, 1, None)
     try:
         assert watch.next_s == 0
         for number, step_s, save_s in ((1, 5.0, 7.0), (2, 3.0, 2.0)):

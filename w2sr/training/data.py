@@ -29,7 +29,8 @@ from w2sr.tables import replacing, write_text
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS, FACTS, MIXTURE = ".rows.arrow", ".rows.json", ".mixture.json"  # what the three kinds of file end with
+# What the kinds of file end with.
+ROWS, FACTS, MIXTURE, WAVES = ".rows.arrow", ".rows.json", ".mixture.json", ".waves.json"
 BLOCK_TOKENS = 1 << 22
 
 
@@ -167,10 +168,12 @@ class RowStore(RowTable):
     """The rows of a training, mapped into memory.
 
     `parts`: (number of rows, share of an epoch) of each arm, in the order of the rows; a student of one arm has one part with share 1.
+    `waves`: how many waves there will be; with several, each part is one of those that are there, all of which is in an epoch.
     """
 
     names: _Names
     parts: tuple[tuple[int, float], ...]
+    waves: int = 1
 
     def example_ids(self, rows: Indices) -> list[str]:
         """Return the ids of the examples that these rows were made of."""
@@ -184,7 +187,10 @@ class RowStore(RowTable):
 
 
 def load_rows(path: Path) -> RowStore:
-    """Map a rows file, or the rows files of a mixture; raises UserError when one is not there, or not complete."""
+    """Map a rows file, or the rows files of a mixture or of the waves that are there.
+
+    Raises UserError when one is not there, or not complete.
+    """
     parts = _parts(path)
     opened = [_open(each) for each, _ in parts]
     return RowStore(
@@ -196,6 +202,7 @@ def load_rows(path: Path) -> RowStore:
         weights=np.concatenate([each.weights for each in opened]),
         names=_Names([each.names for each in opened]),
         parts=tuple((len(each.starts), share) for each, (_, share) in zip(opened, parts)),
+        waves=read_waves(path).of if path.name.endswith(WAVES) else 1,
     )
 
 
@@ -204,8 +211,43 @@ def write_mixture(path: Path, parts: Sequence[tuple[Path, float]]) -> None:
     write_text(path, json.dumps([{"rows": file.name, "share": share} for file, share in parts], indent=1) + "\n")
 
 
+@dataclass(frozen=True)
+class Waves:
+    """The waves of rows that are there, in order: their rows files and the digests of these; `of`: how many there will be."""
+
+    of: int
+    rows: tuple[Path, ...]
+    digests: tuple[str, ...]
+
+
+def write_waves(path: Path, of: int, rows_files: Sequence[Path]) -> None:
+    """Write the index of the waves that are there, the first and those that follow it, of `of` in all.
+
+    Raises UserError when a rows file is not complete.
+    """
+    assert 0 < len(rows_files) <= of, f"{len(rows_files)} of {of} waves"
+    folder = path.parent.resolve()
+    names = [file.name if file.resolve().parent == folder else str(file.resolve()) for file in rows_files]
+    waves = [{"rows": name, "digest": _facts(file).digest} for name, file in zip(names, rows_files)]
+    write_text(path, json.dumps({"of": of, "waves": waves}, indent=1) + "\n")
+
+
+def read_waves(path: Path) -> Waves:
+    """Read an index of waves, which may grow; raises UserError when there is none."""
+    values = _index(path)
+    waves = values["waves"]
+    return Waves(values["of"], tuple(path.parent / wave["rows"] for wave in waves), tuple(wave["digest"] for wave in waves))
+
+
 def rows_digest(path: Path) -> str:
-    """Return a digest of the rows in a rows file or mixture, without reading them; raises UserError as `load_rows` does."""
+    """Return a digest of the rows in a rows file or mixture, without reading them; raises UserError as `load_rows` does.
+
+    That of waves is one of their number and the first of them: it stays the same while others come, so that a checkpoint is gone on from
+    when there are more. Whether later ones are those that were trained on is for who adopts the student to compare (early.py).
+    """
+    if path.name.endswith(WAVES):
+        waves = read_waves(path)
+        return digest_of(["waves", waves.of, waves.digests[0]])
     return digest_of([[_facts(file).digest, share] for file, share in _parts(path)])
 
 
@@ -224,11 +266,17 @@ def is_sound(path: Path) -> bool:
 
 
 def _parts(path: Path) -> list[tuple[Path, float]]:
-    if not path.name.endswith(MIXTURE):
-        return [(path, 1.0)]
+    if path.name.endswith(WAVES):
+        return [(file, 1.0) for file in read_waves(path).rows]
+    if path.name.endswith(MIXTURE):
+        return [(path.with_name(part["rows"]), part["share"]) for part in _index(path)]
+    return [(path, 1.0)]
+
+
+def _index(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"there is no rows file {path}; run `w2sr train` (or `w2sr run`), which makes it")
-    return [(path.with_name(part["rows"]), part["share"]) for part in json.loads(path.read_text(encoding="utf-8"))]
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

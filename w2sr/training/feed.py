@@ -13,7 +13,7 @@ from w2sr.packing import attention
 from w2sr.packing.fit import Indices, fill_bins
 from w2sr.packing.pack import MicroBatch, collate
 from w2sr.training.batches import cut, deal
-from w2sr.training.data import RowStore, load_rows
+from w2sr.training.data import RowFacts, RowStore, load_rows, read_waves
 from w2sr.training.dist import Group
 from w2sr.training.order import Course, Units
 from w2sr.training.spec import TrainSpec
@@ -23,22 +23,24 @@ from w2sr.training.spec import TrainSpec
 class Step:
     """One optimizer step: the numbers of all its rows, over all ranks, and their tokens and supervised tokens.
 
-    `ends`: where its units (rows; with packing packed sequences) end in `rows`.
+    `ends`: where its units (rows; with packing packed sequences) end in `rows`; `lengths`: tokens of each row.
     """
 
     rows: Indices
     num_tokens: int
     num_supervised: int
     ends: Indices
+    lengths: Indices
 
 
 class Feed:
     """Deals the rows of a training to this rank. `model_config`: the student's, which names the pad token and the attention."""
 
     def __init__(self, spec: TrainSpec, group: Group, model_config: Any) -> None:
-        self.rows = load_rows(Path(spec.rows))
+        self._path = Path(spec.rows)
+        self.rows = load_rows(self._path)
         self._train = spec.train
-        self._course = Course(self.rows.lengths, self.rows.parts, spec.train, spec.seed)
+        self._course = Course(self.rows.lengths, self.rows.parts, spec.train, spec.seed, self.rows.waves)
         self._group = group
         self._pad_id = int(model_config.pad_token_id or 0)
         self._flatten = spec.train.packing and attention.takes_one_sequence(model_config)
@@ -48,12 +50,23 @@ class Feed:
         """Optimizer steps of the training. Raises UserError when there are too few rows for one."""
         return self._course.num_steps
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all waves of rows were there at the last look."""
+        return self._course.is_whole
+
+    def has(self, step: int) -> bool:
+        """Whether the rows of optimizer step `step` (from 0) are there for this rank; looks for further waves if they were not."""
+        if not self._course.has(step):
+            self._look()
+        return self._course.has(step)
+
     def step(self, step: int) -> Step:
         """Return what optimizer step `step` (from 0) sees, the same on every rank and for any number of them."""
         units = self._course.step(step)
         lengths = self.rows.lengths[units.rows]
         num_tokens = int(lengths.sum())
-        return Step(units.rows, num_tokens, num_tokens - int(self.rows.prefixes[units.rows].sum()), units.ends)
+        return Step(units.rows, num_tokens, num_tokens - int(self.rows.prefixes[units.rows].sum()), units.ends, lengths)
 
     def micro_batches(self, step: Step) -> Iterator[tuple[list[str], MicroBatch]]:
         """Yield this rank's micro-batches of `step`, each with the ids of its examples; every rank yields as many.
@@ -73,6 +86,15 @@ class Feed:
             units = Units(bins.members, bins.ends)
         for _, batch in self._dealt(rows, units, is_whole=False):
             yield batch
+
+    def _look(self) -> None:
+        """Map the waves that have come."""
+        found = read_waves(self._path).rows
+        new = found[len(self.rows.parts) :]
+        # Some file systems show the index of a new wave before its rows.
+        if new and all(RowFacts.load(path) is not None for path in new):
+            self.rows = load_rows(self._path)
+            self._course.grow(self.rows.lengths, self.rows.parts)
 
     def _dealt(self, rows: RowStore, units: Units, is_whole: bool) -> Iterator[tuple[list[str], MicroBatch]]:
         """`is_whole`: these are the units of a step, which fill micro-batches of so many units if both sizes are given in units."""

@@ -4,15 +4,17 @@ What always holds:
 - after any kill, `train(spec)` again goes on from the newest complete checkpoint and ends in the same bits (same number of ranks);
 - with another number of ranks it goes on with the same rows in the same steps, equal up to the rounding of other sums;
 - `model/` exists only after its logits were compared with the trained model's; `result.json` is written last;
+- rows may come in waves while it runs: ranks wait together for those of the next step, and the bits do not depend on when they come;
 - a step whose loss or gradient is not finite changes no weight: it stops the training and names the examples.
 """
 
 from __future__ import annotations
 
 import gc
+import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -38,6 +40,8 @@ from w2sr.training.update_ratios import UpdateRatios
 from w2sr.training.watch import Watch
 
 CHECKPOINTS = "checkpoints"
+LOOK_EVERY_S = 1.0  # at rows that are waited for
+_log = logging.getLogger(__name__)
 
 
 def train(spec: TrainSpec) -> bool:
@@ -105,8 +109,9 @@ class _Trainer:
             self.average.read(saved.root, saved.position.step)
             self.selection.read(saved.root)
         self.position = (saved.position if saved is not None else Position()).on(group.world_size)
-        self.watch = Watch(spec, group, self.position.step + 1, self.engine.module, self.feed.rows.lengths)
+        self.watch = Watch(spec, group, self.position.step + 1, self.engine.module)
         stack.callback(self.watch.close)
+        self._rows_are_whole = self.feed.rows.waves == 1  # on all ranks, as far as they have told each other
         self.ratios = UpdateRatios(spec, group, self.engine, first_step=self.position.step + 1)
 
     def run(self) -> bool:
@@ -115,6 +120,9 @@ class _Trainer:
         with stop_requests(self.spec.stop_at if leads else None, file if leads else None) as stop_requested:
             while not self.is_over:
                 step = self.position.step
+                if stop := self._await_rows(step, stop_requested):
+                    self._stop(stop, file)
+                    return False
                 if step == 0:
                     self._evaluate(0)
                 with self.watch.step(step + 1):
@@ -128,12 +136,46 @@ class _Trainer:
             # Here, where SIGTERM does not end the process in the middle of it.
             self._save()
             self.checkpoints.settle()
+            if stop := self._await_rows(0, stop_requested):  # which the export looks at
+                self._stop(stop, file)
+                return False
         return True
 
     @property
     def is_over(self) -> bool:
         """Whether all steps are done, or the selection split has ended the training."""
         return self.position.step == self.num_steps or self.selection.is_over
+
+    def _await_rows(self, step: int, stop_requested: Callable[[float], Stop]) -> Stop:
+        """Wait with all ranks until each has the rows of `step` (from 0), or one is to stop; then what is done is saved.
+
+        Once all ranks have all rows, they do not ask each other any more.
+        """
+        is_first = True
+        while not self._rows_are_whole:
+            stop = stop_requested(self.watch.next_s + 2 * self.checkpoints.longest_write_s)
+            flags = [self.feed.has(step), self.feed.is_whole, stop is Stop.ASKED, stop is Stop.LATE]
+            num_ready, num_whole, num_asked, num_late = self.group.sum([float(flag) for flag in flags])
+            self._rows_are_whole = num_whole == self.group.world_size
+            if num_ready == self.group.world_size:
+                break  # who is to stop does one more step, as always
+            if is_first:
+                self._begin_wait(step)
+                is_first = False
+            if num_asked or num_late:
+                return Stop.ASKED if num_asked else Stop.LATE
+            self.watch.waits(step + 1)
+            time.sleep(LOOK_EVERY_S)
+        return Stop.NO
+
+    def _begin_wait(self, step: int) -> None:
+        """Say that the rows of `step` (from 0) are waited for, and save what is done: it may take long."""
+        if self.group.rank == 0:
+            there = f"{len(self.feed.rows.parts)} of {self.feed.rows.waves} waves are there"
+            _log.info("%s: step %d waits for its rows; %s", self.spec.name, step + 1, there)
+        if self.position.step:  # before the first step there is nothing to lose
+            self._save()
+            self.checkpoints.settle()
 
     def _stop(self, why: Stop, file: Path) -> None:
         """Complete the checkpoint; raises StoppedEarly when it is late."""

@@ -11,8 +11,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
 from w2sr.progress import MetricsLog
 from w2sr.tables import write_text
 from w2sr.training.dist import Group
@@ -31,13 +29,13 @@ _log = logging.getLogger(__name__)
 class Watch:
     """Writes the numbers of a training on rank 0, from `first_step` (from 1) on; knows on every rank where the time of a step went.
 
-    `model` is the student; `lengths` [rows] are the tokens of its rows. `close` when it ends, after `finished` was set if it is at its end.
+    `model` is the student. `close` when it ends, after `finished` was set if it is at its end.
     """
 
-    def __init__(self, spec: TrainSpec, group: Group, first_step: int, model: Any, lengths: npt.NDArray[Any]) -> None:
+    def __init__(self, spec: TrainSpec, group: Group, first_step: int, model: Any) -> None:
         output, watch = Path(spec.output), spec.train.watch
         self.finished = False
-        self._spec, self._group, self._lengths = spec, group, lengths
+        self._spec, self._group = spec, group
         self._seconds: dict[str, float] = {}
         self._longest: dict[str, float] = {}
         self._step_s = 0.0
@@ -78,6 +76,10 @@ class Watch:
         self._step_s = time.monotonic() - began
         self._profiler.write_after(number)
 
+    def waits(self, number: int) -> None:
+        """Say, every few seconds, that optimizer step `number` (from 1) cannot begin because its rows are not there."""
+        self._watchdog.rest(number)
+
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Count the time inside as spent on `what`: data, selection, checkpoint."""
@@ -107,7 +109,7 @@ class Watch:
         rate, size = step.num_tokens / seconds, self._group.world_size
         values = {"tokens_per_s": round(rate, 1), "tokens_per_s_per_device": round(rate / size, 1)}
         if self._peak is not None:
-            values["mfu"] = round(self._flops.of_rows(self._lengths[step.rows]) / seconds / size / self._peak, 4)
+            values["mfu"] = round(self._flops.of_rows(step.lengths) / seconds / size / self._peak, 4)
         values |= {"peak_memory_gb": round(self._memory_gb, 3), "data_wait_s": round(self._data_wait_s, 4)}
         spent = {"checkpoint": "checkpoint_stall_s", "selection": "selection_s"}
         values |= {name: round(self._seconds.pop(what), 4) for what, name in spent.items() if what in self._seconds}

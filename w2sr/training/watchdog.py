@@ -58,23 +58,28 @@ class Watchdog:
 
     def begin(self, step: int) -> None:
         """Say that this rank begins optimizer step `step` (from 1)."""
-        with self._lock:
-            what, seconds, told = self._what, time.monotonic() - self._since, self._told
-            self._what, self._is_step = f"step {step}", True
-            self._since, self._dumped, self._told = time.monotonic(), False, False
-        if told:
-            self._say(f"{what} went on after {seconds:.0f} s")
+        self._turn_to(f"step {step}", is_step=True)
 
     def end(self) -> None:
         """Say that the step is done. What comes between two steps has the longest limit."""
         with self._lock:
-            what, seconds, stood_still, told = self._what, time.monotonic() - self._since, self._dumped, self._told
-            self._what, self._is_step = f"what comes after {what}", False
-            self._since, self._dumped, self._told = time.monotonic(), False, False
+            what, seconds, stood_still = self._what, time.monotonic() - self._since, self._dumped
         if not stood_still:
             self._durations.append(seconds)
+        self._turn_to(f"what comes after {what}", is_step=False)
+
+    def rest(self, step: int) -> None:
+        """Say, again and again, that the ranks wait together for what optimizer step `step` (from 1) needs: none of them is late."""
+        self._turn_to(f"the wait for the rows of step {step}", is_step=False)
+
+    def _turn_to(self, what: str, is_step: bool) -> None:
+        """Begin to count the time of `what`; say so if what was under way had been reported."""
+        with self._lock:
+            before, seconds, told = self._what, time.monotonic() - self._since, self._told
+            self._what, self._is_step = what, is_step
+            self._since, self._dumped, self._told = time.monotonic(), False, False
         if told:
-            self._say(f"{what} went on after {seconds:.0f} s")
+            self._say(f"{before} went on after {seconds:.0f} s")
 
     @property
     def limit_s(self) -> float:

@@ -66,7 +66,8 @@ class PipelineConfig(StrictModel):
     )
     overlap: bool = Field(
         False,
-        description="Evaluate who is ready (base, teachers, trained students) while teachers write and students train, on other devices.",
+        description="Evaluate who is ready (base, teachers, trained students) while teachers write and students train, on other devices; "
+        "with curate.waves and train.max_steps students train while teachers write, too.",
         json_schema_extra=PLACEMENT,
     )
     cluster: ClusterConfig = Field(default_factory=lambda: ClusterConfig(), description="Where Ray runs.")
@@ -115,6 +116,8 @@ class PipelineConfig(StrictModel):
                     f"train.mixtures: {mixture.name!r} has the part {unknown[0]!r}, which curate.arms does not make; allowed: "
                     f"{', '.join(made)}"
                 )
+        if self.train.mixtures and self.curate.waves > 1:
+            raise ValueError(f"train.mixtures draw from whole arms, and curate.waves={self.curate.waves} cuts them; leave one of both out")
         if not self.student_arms:
             raise ValueError("train.arms is [] and there are no train.mixtures: nobody would be trained; name arms or mixtures")
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from w2sr.analysis.lexicon import words
-from w2sr.curation.arms import KEPT, NO_CANDIDATE, Arm, ArmMaker
+from w2sr.curation.arms import KEPT, NO_CANDIDATE, Arm
 from w2sr.curation.config import CurateConfig
 from w2sr.curation.contamination import EvalItem
 from w2sr.curation.facts import Facts
@@ -19,6 +19,7 @@ from w2sr.curation.ledger import Ledger
 from w2sr.curation.pool import COLUMNS, GoldSource, Prompts, Source
 from w2sr.curation.rewrite import HESITATION, Rewriter
 from w2sr.curation.scan import Decisions, Scanner
+from w2sr.curation.waves import arms_of_pool
 from w2sr.grading.extract import extract_answers
 from w2sr.records import trace_id_of
 
@@ -128,6 +129,6 @@ def make(
     rewriters: dict[str, Rewriter] = {kind: Rewriter(kind, words(HESITATION), extract_answers) for kind in config.rewrites}
     scanner = Scanner(config, prompts, ledger, WordCounts(), seed, ["<eos>"], decisions, rewriters)
     facts = scanner.scan(sources)
-    arms = ArmMaker(facts, len(prompts), config).make()
+    arms = arms_of_pool(facts, len(prompts), config)
     ids = [row_id for source in sources for table in source.batches() for row_id in table["row_id"].to_pylist()]
     return Made({arm.name: arm for arm in arms}, facts, ids, ledger)

@@ -19,6 +19,7 @@ from w2sr.curation.order import interleaved, most_diverse, nth, ordered
 from w2sr.curation.pool import GOLD, HUMAN
 from w2sr.curation.rewrite import Rewrite
 from w2sr.errors import UserError
+from w2sr.prompts.waves import share_of
 
 KEPT = 0
 NO_CANDIDATE = -1
@@ -57,11 +58,12 @@ class Arm:
 
 
 class ArmMaker:
-    """Makes the arms of one pool."""
+    """Makes the arms of one pool, or of one of its waves (from 0), with that wave's share of every number of rows."""
 
-    def __init__(self, facts: Facts, num_prompts: int, config: CurateConfig) -> None:
+    def __init__(self, facts: Facts, num_prompts: int, config: CurateConfig, wave: int = 0) -> None:
         self.facts = facts
         self.config = config
+        self._wave = wave
         self.rates = pass_rates(facts, num_prompts)
         self._num_prompts = num_prompts
         self._traces = ~facts.of_source(GOLD)
@@ -87,6 +89,7 @@ class ArmMaker:
         per_prompt = config.per_prompt or self.config.max_per_prompt
         per_teacher = config.per_teacher or self.config.max_per_teacher
         largest = max(config.sizes, default=config.max_rows or self.config.max_rows)
+        largest = None if largest is None else self._share(largest)
         arm.rows = ordered(arm.rows, config.order, facts, self.rates)
         if per_prompt is not None:
             arm.keep(nth(facts.prompt[arm.rows].astype(np.int64)) < per_prompt, facts.codes["over_prompt_cap"])
@@ -94,7 +97,7 @@ class ArmMaker:
             assert largest is not None, "the configuration demands a number"
             arm.rows = most_diverse(arm.rows, largest, facts)
         if per_teacher is not None:
-            arm.keep(nth(facts.source[arm.rows].astype(np.int64)) < per_teacher, facts.codes["over_teacher_cap"])
+            arm.keep(nth(facts.source[arm.rows].astype(np.int64)) < self._share(per_teacher), facts.codes["over_teacher_cap"])
         if groups.shares:
             self._keep_shares(arm, groups)
         _refuse_empty(arm, facts.codes.names, config)
@@ -121,14 +124,18 @@ class ArmMaker:
         arm.rows = arm.rows[order]
         arm.cut(number, self.facts.codes["share"])
 
+    def _share(self, number: int) -> int:
+        return share_of(number, self._wave, self.config.waves)
+
     def _sized(self, arm: Arm, size: int) -> Arm:
-        if size > len(arm.rows):
+        wanted = self._share(size)
+        if wanted > len(arm.rows):
             raise UserError(
-                f"arm {arm.name!r} shall have {size} rows, but {len(arm.rows)} are left for it; lower its sizes, relax its caps or the "
+                f"arm {arm.name!r} shall have {wanted} rows, but {len(arm.rows)} are left for it; lower its sizes, relax its caps or the "
                 "filters, or make more traces"
             )
         small = Arm(f"{arm.name}-{size}", arm.status.copy(), arm.rows, arm.rewrite)
-        small.cut(size, self.facts.codes["size"])
+        small.cut(wanted, self.facts.codes["size"])
         return small
 
     def _match(self, arms: list[Arm]) -> None:

@@ -216,6 +216,12 @@ class CurateConfig(StrictModel):
         None, description="JSONL file with people's decisions: edited, new, rejected and accepted traces (docs/curation.md)."
     )
     budget: BudgetConfig = Field(default_factory=lambda: BudgetConfig(), description="What length limits would cost.")
+    waves: int = Field(
+        1,
+        gt=0,
+        description="Cut the training prompts, in their order, into so many waves, each curated by itself and trained on in its turn: with "
+        "overlap a student begins while later ones are written. Numbers of rows are shared out among them.",
+    )
 
     @property
     def rewrites(self) -> list[Rewrite]:
@@ -254,4 +260,9 @@ class CurateConfig(StrictModel):
                 raise ValueError(f"arm {arm.name!r} is of kind human; give the file of people's decisions as curate.human")
             if "human" in arm.mix and self.human is None:
                 raise ValueError(f"arm {arm.name!r} mixes in human traces; give the file of people's decisions as curate.human")
+        near = self.filters.near_duplicates
+        if self.waves > 1 and near is not None and near.scope == "pool":
+            raise ValueError(
+                f"waves={self.waves} are curated each by itself, and near_duplicates.scope=pool compares all prompts; use prompt"
+            )
         return self

@@ -41,6 +41,13 @@ class Rewrites:
         self.tokens = np.zeros(num_rows, np.int32)
         self.words = np.zeros(num_rows, np.int32)
 
+    def some(self, rows: Ints) -> Rewrites:
+        """Return those of some rows."""
+        part = Rewrites(0)
+        for name, values in vars(self).items():
+            setattr(part, name, values[rows])
+        return part
+
 
 @dataclass
 class Facts:
@@ -72,6 +79,15 @@ class Facts:
         self.accepted = np.zeros(self.num_rows, bool)
         self.rewrites: dict[str, Rewrites] = {}
         self.signature = np.zeros((self.num_rows if self.signatures else 0, 128), np.uint8)
+
+    def some(self, rows: Ints) -> Facts:
+        """Return the facts of some rows, in the order given."""
+        part = Facts(len(rows), False, self.codes, self.sources)
+        for name, values in vars(self).items():
+            if isinstance(values, np.ndarray) and len(values) == self.num_rows:
+                setattr(part, name, values[rows])
+        part.rewrites = {kind: rewrites.some(rows) for kind, rewrites in self.rewrites.items()}
+        return part
 
     def has(self, *outcomes: str) -> Bools:
         """Return which rows have one of these outcomes."""

@@ -100,6 +100,10 @@ class Prompts:
         table = pa.concat_tables(list(_read(path, columns)) or [_empty(columns)])
         return cls(*(table[name].combine_chunks() for name in columns))
 
+    def some(self, start: int, stop: int) -> Prompts:
+        """Return prompts `start` to `stop` (exclusive)."""
+        return Prompts(*(column.slice(start, stop - start) for column in (self.ids, self.questions, self.answers, self.references)))
+
     def __len__(self) -> int:
         return len(self.ids)
 

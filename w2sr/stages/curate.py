@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from w2sr.analysis.lexicon import ANY, words
 from w2sr.artifacts import STARTED, StageDir, file_digest
-from w2sr.curation.arms import Arm, ArmMaker
+from w2sr.curation.arms import Arm
 from w2sr.curation.budget import budget_report
-from w2sr.curation.facts import Facts
+from w2sr.curation.facts import Facts, pass_rates
 from w2sr.curation.human import Decision, HumanSource, as_trace, decisions_of, read_decisions, texts_of
 from w2sr.curation.ledger import FILE as CONTAMINATION
 from w2sr.curation.ledger import Hit, Ledger, eval_items
 from w2sr.curation.pool import GOLD, GoldSource, Prompts, Source, TeacherSource
 from w2sr.curation.rewrite import HESITATION, Rewriter
 from w2sr.curation.scan import Decisions, Scanner
+from w2sr.curation.waves import arms_of_pool, arms_of_wave
 from w2sr.curation.write import write_arms
 from w2sr.diagnosis.tally import extractor
 from w2sr.errors import UserError
 from w2sr.grading.grade import Grader
 from w2sr.packing.lengths import LengthCounter
 from w2sr.progress import Progress
+from w2sr.prompts.waves import wave_bounds
 from w2sr.records import Prompt, Verification
 from w2sr.run import Run
 from w2sr.stages.prompts import undone_by_user_error
@@ -51,26 +54,49 @@ def run(run: Run) -> None:
     if stage.is_done():
         return
     with undone_by_user_error(stage):
-        from transformers import AutoTokenizer
-
-        counter = LengthCounter(AutoTokenizer.from_pretrained(student), run.config.student.style)
         prompts = Prompts.read(run.stage("prompts") / "train.parquet")
         sources, decisions = _sources(run, prompts)
         with Progress("curate", 2 * sum(source.num_rows for source in sources), "rows") as progress:
-            ledger = Ledger(config.contamination, eval_items(run, _benchmarks(run)))
-            scanner = Scanner(config, prompts, ledger, counter, run.config.seed, special_tokens, decisions, rewriters, progress.advance)
+            scanner = _scanner(run, prompts, decisions, rewriters, progress.advance)
             facts = scanner.scan(sources)
-            maker = ArmMaker(facts, len(prompts), config)
-            arms = maker.make()
+            arms = arms_of_pool(facts, len(prompts), config)
             outputs = write_arms(stage.folder, arms, sources, prompts, facts, rewriters, progress.advance)
-        outputs += _write_ledgers(stage.folder, facts, arms, ledger)
-        budget = budget_report(facts, maker.rates, config.budget.limits, config.budget.hard_pass_rate)
+        outputs += _write_ledgers(stage.folder, facts, arms, scanner.ledger)
+        rates = pass_rates(facts, len(prompts))
+        budget = budget_report(facts, rates, config.budget.limits, config.budget.hard_pass_rate)
         outputs.append(_write_json(stage.folder / "budget.json", budget))
         counts = {"traces": int((~facts.of_source(GOLD)).sum())}
         for arm in arms:
             funnel = arm.funnel(facts.codes.names)
             counts |= {arm.name: funnel["kept"], f"{arm.name}_rejected": funnel["candidates"] - funnel["kept"]}
         stage.finish(counts, outputs)
+
+
+def curate_wave(run: Run, wave: int, teachers: Sequence[Source], folder: Path) -> dict[str, Path]:
+    """Write the arms of one wave (from 0) to `folder`, before the stage has its turn, and return their files by arm.
+
+    `teachers` have the judged traces of this wave's prompts, all of them and no other, in the order that the stage will read them in. What
+    is written are the rows that the stage's own files will have of this wave, in their order. Without curate.human. Raises UserError.
+    """
+    config, rewriters = run.config.curate, _rewriters(run)
+    whole = Prompts.read(run.stage("prompts") / "train.parquet")
+    bounds = wave_bounds(len(whole), config.waves)
+    prompts = whole.some(bounds[wave], bounds[wave + 1])
+    sources = [*teachers, *_gold(run, prompts)]
+    facts = _scanner(run, prompts, decisions_of([]), rewriters, lambda _: None).scan(sources)
+    arms = arms_of_wave(facts, len(prompts), config, wave)
+    folder.mkdir(parents=True)
+    write_arms(folder, arms, sources, prompts, facts, rewriters, lambda _: None)
+    return {arm.name: folder / f"{arm.name}.parquet" for arm in arms}
+
+
+def _scanner(run: Run, prompts: Prompts, decisions: Decisions, rewriters: dict[str, Rewriter], advance: Callable[[int], object]) -> Scanner:
+    from transformers import AutoTokenizer
+
+    config, student = run.config.curate, model_folder(run.config.student.model)
+    counter = LengthCounter(AutoTokenizer.from_pretrained(student), run.config.student.style)
+    ledger = Ledger(config.contamination, eval_items(run, _benchmarks(run)))
+    return Scanner(config, prompts, ledger, counter, run.config.seed, special_tokens_of(student), decisions, rewriters, advance)
 
 
 def _rewriters(run: Run) -> dict[str, Rewriter]:
@@ -122,9 +148,12 @@ def _sources(run: Run, prompts: Prompts) -> tuple[list[Source], Decisions]:
     if run.config.curate.human is not None:
         decisions = read_decisions(Path(run.config.curate.human))
         sources.append(HumanSource(_judged(run, texts_of(decisions, _prompts_of(teachers, decisions)))))
-    if any(arm.family == "gold" or "gold" in arm.mix for arm in run.config.curate.arms):
-        sources.append(GoldSource(prompts))
-    return sources, decisions_of(decisions)
+    return [*sources, *_gold(run, prompts)], decisions_of(decisions)
+
+
+def _gold(run: Run, prompts: Prompts) -> list[Source]:
+    """Return the source of reference traces, if an arm is made of them."""
+    return [GoldSource(prompts)] if any(arm.family == "gold" or "gold" in arm.mix for arm in run.config.curate.arms) else []
 
 
 def _prompts_of(teachers: list[TeacherSource], decisions: list[Decision]) -> dict[str, str]:

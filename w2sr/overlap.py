@@ -21,7 +21,7 @@ from w2sr.config import PipelineConfig
 from w2sr.errors import StoppedEarly
 from w2sr.evaluation.contestants import Contestant, contestants_of
 from w2sr.evaluation.matrix import comparison_pairs
-from w2sr.placement import EVALUATION, phases_of
+from w2sr.placement import BESIDE, EVALUATION, STREAMED, most_ranks, phases_of
 from w2sr.run import Run
 from w2sr.stages.evaluate import evaluate, open_pairs
 from w2sr.teachers.config import PoolConfig
@@ -62,13 +62,12 @@ def beside_pool(config: PipelineConfig, topology: Topology, stages: Sequence[str
 
     A training takes the most ranks that find room alone, before anything is left. None: fewer than min_replicas are left.
     """
-    sizes = (
-        size for size in reversed(config.train.group_sizes) if not place(topology, phases_of(config, ["train"], size)[0].demands).missing
-    )
-    phases = phases_of(config, stages, next(sizes, config.train.num_ranks))
-    shared = [phase for phase in phases if len(phase.demands) > 1 and EVALUATION in {demand.name for demand in phase.demands}]
+    left: list[int] = []
+    for name in (STREAMED, "generate", "train"):
+        phases = phases_of(config, stages, most_ranks(config, topology, name))
+        left += [_left(place(topology, phase.demands)) for phase in phases if phase.name == f"{name} + {BESIDE}"]
     pool = config.evaluate.pool
-    found = min((_left(place(topology, phase.demands)) for phase in shared), default=pool.min_replicas)
+    found = min(left, default=pool.min_replicas)
     return pool.model_copy(update={"replicas": found}) if found >= pool.min_replicas else None
 
 

@@ -30,16 +30,21 @@ log = logging.getLogger(__name__)
 def run_stages(config: PipelineConfig, stages: list[str]) -> None:
     """Run the named stages in order. Each skips what is done and goes on with what is half done."""
     overlapped = [stage for stage in stages if stage in BESIDE] if config.overlap and "evaluate" in stages else []
-    with open_run(config) as run, ExitStack() as beside:
+    with open_run(config) as run, ExitStack() as evaluating, ExitStack() as training:
         for stage in stages:
+            run_of_stage = run
             if overlapped and stage == overlapped[0]:
-                beside.enter_context(importlib.import_module("w2sr.overlap").overlap(run, stages))
+                evaluating.enter_context(importlib.import_module("w2sr.overlap").overlap(run, stages))
+            if config.overlap and stage == "generate" and "train" in stages:
+                run_of_stage = training.enter_context(importlib.import_module("w2sr.streaming").streaming(run, stages))
+            if stage == "train":
+                training.close()
             if stage == "evaluate":
-                beside.close()
+                evaluating.close()
             began = time.monotonic()
             log.info("== %s", stage)
             # The stage's module is imported when its turn comes: `w2sr report` must not wait for DeepSpeed.
-            importlib.import_module(f"w2sr.stages.{stage}").run(run)
+            importlib.import_module(f"w2sr.stages.{stage}").run(run_of_stage)
             log.info("   %s: %.1f s", stage, time.monotonic() - began)
 
 

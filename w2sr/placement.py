@@ -14,6 +14,9 @@ from w2sr.teachers.config import PoolConfig
 
 STAGES = ("generate", "train", "evaluate")
 EVALUATION = "models under evaluation"
+BESIDE = "evaluate"
+STREAMED = "generate + train"
+_OR_OVERLAP = ", set overlap to false"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ def phases_of(config: PipelineConfig, stages: Sequence[str] = STAGES, num_ranks:
     """Return what the named stages ask for; stages without machines of their own are left out.
 
     Teachers work side by side. Endpoints and recorded traces need none of our machines. One student is trained at a time, and models under
-    evaluation share one pool. With `overlap`, evaluation runs beside the stages before it too. `num_ranks`: None is train.num_ranks.
+    evaluation share one pool. With `overlap`, evaluation runs beside the stages before it too, and a student beside its teachers where the
+    configuration allows it (`streams`). `num_ranks`: None is train.num_ranks.
     """
     train = config.train
     ranks = num_ranks if num_ranks is not None else train.num_ranks
@@ -41,11 +45,44 @@ def phases_of(config: PipelineConfig, stages: Sequence[str] = STAGES, num_ranks:
         "train": [Demand("student", ranks, ranks, float(train.use_gpu), train.cpus_per_rank, group=True, unit="rank")],
         "evaluate": [_replicas(EVALUATION, config.evaluate.pool)],
     }
-    phases = [Phase(stage, tuple(found[stage])) for stage in STAGES if stage in stages and found[stage]]
+    wanted = {stage: found[stage] for stage in STAGES if stage in stages}
+    if streams(config, stages):
+        wanted = {STREAMED: [*found["generate"], *found["train"]], **wanted}
+        del wanted["generate"]
+    phases = [Phase(name, tuple(demands)) for name, demands in wanted.items() if demands]
     if not (config.overlap and "evaluate" in stages):
         return phases
     *earlier, last = phases
-    return [Phase(f"{phase.name} + evaluate", (*phase.demands, *last.demands)) for phase in earlier] + [last]
+    return [Phase(f"{phase.name} + {BESIDE}", (*phase.demands, *last.demands)) for phase in earlier] + [last]
+
+
+def streams(config: PipelineConfig, stages: Sequence[str]) -> bool:
+    """Whether a student is to be trained while its traces are written: `overlap`, with both stages, and nothing in the way of it."""
+    return config.overlap and {"generate", "train"} <= set(stages) and why_not_streamed(config) is None
+
+
+def why_not_streamed(config: PipelineConfig) -> str | None:
+    """Return why students cannot begin before all traces are there, and what would change it; None when they can."""
+    if config.curate.waves == 1:
+        return "with curate.waves of 2 or more they could begin when the first wave of traces is there"
+    if config.train.max_steps is None:
+        return "how many steps there will be is known only then; set train.max_steps"
+    if config.curate.human is not None:
+        return "curate.human has texts about any of the traces"
+    rescued = [teacher.name for teacher in config.teachers if teacher.until_correct]
+    if rescued:
+        return f"how many traces teacher {rescued[0]} will write (until_correct) is known only then"
+    return None
+
+
+def most_ranks(config: PipelineConfig, topology: Topology, phase: str) -> int:
+    """Return with how many ranks at most the phase of this name finds room when nothing is evaluated beside it; at least the least."""
+    sizes = config.train.group_sizes
+    for size in reversed(sizes):
+        demands = [each.demands for each in phases_of(config, ["generate", "train"], size) if each.name == phase]
+        if not any(place(topology, each).missing for each in demands):
+            return size
+    return sizes[0]
 
 
 def check_placement(config: PipelineConfig, topology: Topology, stages: Sequence[str] = STAGES) -> None:
@@ -55,8 +92,9 @@ def check_placement(config: PipelineConfig, topology: Topology, stages: Sequence
     if missing:
         raise UserError(
             f"{'; '.join(missing)}. There is: {describe(topology)}. Ask for less (pool.min_replicas, pool.cpus_per_replica, "
-            "tensor_parallel_size with pool.gpus_per_replica, train.num_ranks, train.cpus_per_rank) or bring more nodes; "
-            "`w2sr placement CONFIG` shows who would get what"
+            "tensor_parallel_size with pool.gpus_per_replica, train.num_ranks, train.cpus_per_rank)"
+            f"{_OR_OVERLAP * config.overlap} or bring "
+            "more nodes; `w2sr placement CONFIG` shows who would get what"
         )
 
 

@@ -77,15 +77,25 @@ def _open_teachers(run: Run) -> list[_Open]:
     return found
 
 
+def plans_of(run: Run, prompts: Sequence[Prompt]) -> dict[str, RequestPlan]:
+    """Return what every teacher is asked for, by name."""
+    teachers = run.config.teachers
+    shares = arcs([teacher.share for teacher in teachers])
+    return {teacher.name: _plan(run, teacher, arc, prompts) for teacher, arc in zip(teachers, shares, strict=True)}
+
+
+def _plan(run: Run, teacher: TeacherConfig, arc: Arc, prompts: Sequence[Prompt]) -> RequestPlan:
+    asked = (teacher.name, prompts, teacher.samples_per_prompt, run.config.seed, arc)
+    return RecordedPlan(*asked, RecordedTraces.read(teacher.engine)) if teacher.engine.kind == "recorded" else RequestPlan(*asked)
+
+
 def _job(run: Run, item: _Open, prompts: list[Prompt], grader: Grader | None, watch: _Gate) -> Job:
     teacher = item.teacher
     judge = None
     if teacher.until_correct:
         assert grader is not None
         judge = _judge_by(grader, prompts)
-    asked = (teacher.name, prompts, teacher.samples_per_prompt, run.config.seed, item.arc)
-    plan = RecordedPlan(*asked, RecordedTraces.read(teacher.engine)) if teacher.engine.kind == "recorded" else RequestPlan(*asked)
-    return Job(item.spec, plan, item.stage.folder, teacher.pool, f"generate {teacher.name}", judge, watch)
+    return Job(item.spec, _plan(run, teacher, item.arc, prompts), item.stage.folder, teacher.pool, f"generate {teacher.name}", judge, watch)
 
 
 def _following(run: Run, todo: list[_Open], prompts: list[Prompt]) -> Following:

@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from cluster.session import require
 from cluster.train_group import GroupSpec, run_group
-from w2sr.artifacts import STARTED, StageDir, model_digest
+from w2sr.artifacts import STARTED, StageDir, digest_of, model_digest
 from w2sr.planning.actual import record
 from w2sr.progress import Progress
 from w2sr.run import Run
@@ -23,7 +24,9 @@ from w2sr.tables import write_text
 from w2sr.teachers.draining import Drain
 from w2sr.teachers.models import model_folder
 from w2sr.training import checkpoint
+from w2sr.training.config import TrainConfig
 from w2sr.training.data import RowFacts, load_rows
+from w2sr.training.early import settle_early
 from w2sr.training.export_plan import num_parameters
 from w2sr.training.loop import remove_checkpoints, train_each
 from w2sr.training.order import Course
@@ -103,54 +106,117 @@ def run(run: Run) -> None:
 
 
 def _stage_dir(run: Run, name: str, arm: str, seed: int, digest: str) -> StageDir:
+    return StageDir(run.stage("train", name), "train", identity_of(run, arm, seed), {"curate": run.digest("curate"), "model": digest})
+
+
+def identity_of(run: Run, arm: str, seed: int) -> dict[str, Any]:
+    """Return what of the configuration decides a student, given its rows and the model it begins as."""
     config = {"train": run.config.train.identity(), "style": run.config.student.style.identity(), "arm": arm, "seed": seed}
     parts = shares_of(run.config.train, arm)
-    if len(parts) > 1:
-        config["mixture"] = parts
-    return StageDir(run.stage("train", name), "train", config, {"curate": run.digest("curate"), "model": digest})
+    return config | ({"mixture": parts} if len(parts) > 1 else {})
 
 
 def _prepare(run: Run, folder: Path, digest: str, todo: list[tuple[str, int, StageDir]]) -> list[_Student]:
     """Tokenise and check all rows here, before any rank exists: ranks that wait for rank 0 to tokenise run into timeouts."""
     if not todo:
         return []
-    train, stop_by = run.config.train, run.config.generate.stop_by
+    train = run.config.train
     maker = RowsMaker(run, folder)
-    watched = maker.of_selection()
-    check_rows(train.selection, watched is not None)
+    watched = watched_rows(run, maker)
     found = {arm: maker.of_arm(arm) for arm in dict.fromkeys(arm for arm, _, _ in todo)}
     students: list[_Student] = []
     for arm, seed, stage in todo:
         rows, facts = found[arm]
         store = load_rows(rows)
-        steps = Course(store.lengths, store.parts, train, seed).num_steps
-        check_schedule(train, steps)
-        check_profile(train.watch.profile, steps)
-        selection = None if watched is None else str(watched.resolve())
-        output, until = str(stage.folder.resolve()), None if stop_by is None else stop_by.isoformat()
-        spec = TrainSpec(stage.folder.name, seed, train, str(folder), digest, str(rows.resolve()), output, selection, until)
-        write_text(stage.folder / "spec.json", spec.to_json())
-        students.append(_Student(stage, spec, steps, facts))
+        steps = Course(store.lengths, store.parts, train, seed, store.waves).num_steps
+        check_steps(train, steps)
+        settle_early(stage.folder, origin_of(run, arm, seed, digest), [each.digest for each in facts])
+        students.append(_Student(stage, write_spec(run, stage.folder, seed, (folder, digest), rows, watched), steps, facts))
     return students
 
 
+def watched_rows(run: Run, maker: RowsMaker) -> Path | None:
+    """Return the rows of the selection split, if there are any. Raises UserError when the configuration needs them and there are none."""
+    watched = maker.of_selection()
+    check_rows(run.config.train.selection, watched is not None)
+    return watched
+
+
+def check_steps(train: TrainConfig, steps: int) -> None:
+    """Raise UserError when the configuration asks for something that does not go with so many steps."""
+    check_schedule(train, steps)
+    check_profile(train.watch.profile, steps)
+
+
+def origin_of(run: Run, arm: str, seed: int, digest: str) -> str:
+    """Return a digest of what decides a student before it has any rows; `digest` is that of the model it begins as."""
+    return digest_of([identity_of(run, arm, seed), digest, run.digest("prompts"), run.config.curate.identity()])
+
+
+def write_spec(run: Run, output: Path, seed: int, model: tuple[Path, str], rows: Path, watched: Path | None) -> TrainSpec:
+    """Write and return the spec of the student in `output` that begins as `model` (its folder and digest)."""
+    stop_by, selection = run.config.generate.stop_by, None if watched is None else str(watched.resolve())
+    until = None if stop_by is None else stop_by.isoformat()
+    folder, digest = model
+    spec = TrainSpec(output.name, seed, run.config.train, str(folder), digest, str(rows.resolve()), str(output.resolve()), selection, until)
+    write_text(output / "spec.json", spec.to_json())
+    return spec
+
+
+class StudentBar:
+    """Shows how the ranks come along with one student, from the files they write: a bar of its steps, and what they have to say."""
+
+    def __init__(self, spec: TrainSpec, num_steps: int) -> None:
+        self._spec = spec
+        self._folder = Path(spec.output)
+        self._bar = Progress(f"train {spec.name}", num_steps, "steps")
+        self._step = 0
+        self._num_said: dict[str, int] = {}
+
+    def show(self, end: int | None = None, **values: str) -> None:
+        """Look at the files once. `end`: the steps of a student that is finished; `values` are shown behind the bar."""
+        self._show_said()
+        row = last_row(self._folder / METRICS)
+        step = end if end is not None else int(row.get("step", 0))
+        if checkpoint.is_converting(self._folder / "checkpoints"):
+            values["checkpoint"] = "being converted for another number of ranks"
+        shapes = {"loss": "{:.3f}", "tokens_per_s": "{:.0f}", "mfu": "{:.1%}"}
+        if step > self._step:  # after a restart the steps since the checkpoint come again; the bar waits for them
+            values |= {name: shape.format(row[name]) for name, shape in shapes.items() if name in row}
+            self._bar.advance(step - self._step, **values)
+            self._step = step
+        else:
+            self._bar.show(**values)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.__exit__(None, None, None)
+
+    def _show_said(self) -> None:
+        """Log what the ranks have said since the last look: their watchdogs, and of a learning rate that is not sane."""
+        for name in (f"{STALLS}/{SAID}", WARNED):
+            path = self._folder / name
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            for line in lines[self._num_said.get(name, 0) :]:
+                _log.warning("train %s: %s", self._spec.name, line)
+            self._num_said[name] = len(lines)
+
+
 class _Board:
-    """Follows the group through the files it writes: moves the bar of the student at work and commits each that is done."""
+    """Follows the group through the files it writes: shows the student at work and commits each that is done."""
 
     def __init__(self, students: Iterable[_Student], drain: Drain) -> None:
         self._waiting = list(students)
         self._drain = drain
         self._current: _Student | None = None
-        self._bar: Progress | None = None
-        self._step = 0
-        self._num_said: dict[str, int] = {}
+        self._bar: StudentBar | None = None
 
     def __enter__(self) -> _Board:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
-            self._bar.__exit__(kind, error, trace)
+            self._bar.close()
         if self._current is not None and isinstance(error, ValueError):
             folder = self._current.stage.folder
             if not (folder / "checkpoints").is_dir():  # nothing was begun that a corrected configuration could not begin again
@@ -174,44 +240,20 @@ class _Board:
             assert self._current is not None
             assert self._bar is not None
             result = TrainResult.load(self._current.stage.folder)
-            self._show(result.steps if result else None)
+            self._bar.show(result.steps if result else None)
             if result is None:
                 if self._drain.is_wanted():
                     (self._current.stage.folder / STOP_FILE).touch()
                 return
             self._current.commit(result)
-            self._bar.__exit__(None, None, None)
+            self._bar.close()
             self._current = self._bar = None
 
     def _begin(self, student: _Student) -> None:
-        self._current, self._step, self._num_said = student, 0, {}
+        self._current = student
         student.stage.begin()
         (student.stage.folder / STOP_FILE).unlink(missing_ok=True)  # of an attempt that was killed while it stopped
-        self._bar = Progress(f"train {student.spec.name}", student.num_steps, "steps")
-
-    def _show(self, step: int | None) -> None:
-        assert self._current is not None
-        assert self._bar is not None
-        self._show_said()
-        row = last_row(self._current.stage.folder / METRICS)
-        step = step if step is not None else int(row.get("step", 0))
-        if checkpoint.is_converting(self._current.stage.folder / "checkpoints"):
-            self._bar.show(checkpoint="being converted for another number of ranks")
-        if step > self._step:  # after a restart the steps since the checkpoint come again; the bar waits for them
-            shapes = {"loss": "{:.3f}", "tokens_per_s": "{:.0f}", "mfu": "{:.1%}"}
-            values = {name: shape.format(row[name]) for name, shape in shapes.items() if name in row}
-            self._bar.advance(step - self._step, **values)
-            self._step = step
-
-    def _show_said(self) -> None:
-        """Log what the ranks have said since the last look: their watchdogs, and of a learning rate that is not sane."""
-        assert self._current is not None
-        for name in (f"{STALLS}/{SAID}", WARNED):
-            path = self._current.stage.folder / name
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-            for line in lines[self._num_said.get(name, 0) :]:
-                _log.warning("train %s: %s", self._current.spec.name, line)
-            self._num_said[name] = len(lines)
+        self._bar = StudentBar(student.spec, student.num_steps)
 
 
 def last_row(path: Path) -> dict[str, float]:

@@ -39,7 +39,8 @@ def config(**values: Any) -> TrainConfig:
 
 
 def course(waves: list[list[int]], there: int, seed: int, train: TrainConfig) -> Course:
-    return Course(*arrays(waves, there), train, seed, len(waves))
+    lengths, parts = arrays(waves, there)
+    return Course(lengths, parts, train, seed, len(waves))
 
 
 def arrays(waves: list[list[int]], there: int) -> Any:

@@ -35,7 +35,7 @@ from w2sr.stages.curate import curate_wave
 from w2sr.stages.generate import plans_of
 from w2sr.stages.train import StudentBar, check_steps, origin_of, watched_rows, write_spec
 from w2sr.tables import read_table
-from w2sr.teachers.draining import settled_at_sigterm
+from w2sr.teachers.draining import Drain
 from w2sr.teachers.models import model_folder
 from w2sr.training.data import write_waves
 from w2sr.training.early import ROWS, Early, begin_early
@@ -51,7 +51,8 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def streaming(run: Run, stages: Sequence[str]) -> Iterator[Run]:
-    """Train beside the body as many steps as its traces allow; at its end the students are saved, for the train stage to go on with.
+    """Train beside the body as many steps as its traces allow. At its end the student at work is trained to its end, and the others are
+    saved, for the train stage to go on with; if the body fails, all are saved.
 
     Yields the run for the generate stage: with as many replicas of each teacher as leave room for the ranks. Raises GroupError at the end
     when ranks failed more often than train.max_failures allows.
@@ -75,14 +76,20 @@ def streaming(run: Run, stages: Sequence[str]) -> Iterator[Run]:
         thread.start()
 
         def settle() -> None:
+            if thread.is_alive():
+                log.info("   overlap: saving the students that train; a second Ctrl-C does without")
             stream.stop.set()
             thread.join()
 
         stack.callback(settle)
-        stack.enter_context(settled_at_sigterm(settle))
         log.info("   overlap: students train beside their teachers, on %d ranks, in %d waves", sizes[-1], run.config.curate.waves)
         yield dataclasses.replace(run, config=config)
-        settle()
+        with Drain(run.config.generate.stop_by) as drain:
+            stream.is_last.set()
+            while thread.is_alive():
+                thread.join(0.5)
+                if drain.is_wanted():
+                    stream.stop.set()
         if stream.error is not None:
             raise stream.error
 
@@ -127,6 +134,7 @@ class _Stream:
 
     def __init__(self, run: Run, sizes: tuple[int, ...]) -> None:
         self.stop = threading.Event()
+        self.is_last = threading.Event()  # the student at work, if there is one, is the last
         self.error: GroupError | None = None
         self._run = run
         self._sizes = sizes
@@ -139,13 +147,13 @@ class _Stream:
         self._shown: _Student | None = None
 
     def work(self) -> None:
-        """Train until `stop` is set or everything is done. What goes wrong is logged; `error` is set if ranks failed."""
+        """Train until `stop` is set or, once `is_last` is, the student at work is done. What goes wrong is logged; `error` is set if ranks failed."""
         try:
             with ExitStack() as stack:
                 self._open(stack)
-                while not self._next and not self.stop.wait(LOOK_EVERY_S):
+                while not self._next and not self.stop.wait(LOOK_EVERY_S) and not self.is_last.is_set():
                     self._look()
-                if not self.stop.is_set():
+                if self._next and not self.stop.is_set():
                     self._train()
         except (UserError, OSError) as error:
             log.warning("overlap: %s; students are trained when all traces are there", error)
@@ -227,6 +235,8 @@ class _Stream:
 
     def _on_poll(self) -> None:
         current = next((each for each in self._students if TrainResult.load(Path(each.spec.output)) is None), None)
+        if self.is_last.is_set() and (self._shown is None or current is not self._shown):
+            self.stop.set()
         self._show(current)
         if self.stop.is_set():
             if current is not None:

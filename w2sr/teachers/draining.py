@@ -5,27 +5,12 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from types import FrameType, TracebackType
 
 from w2sr.errors import StoppedEarly
 
 log = logging.getLogger(__name__)
-
-
-_companions: list[Callable[[], None]] = []
-
-
-@contextmanager
-def settled_at_sigterm(settle: Callable[[], None]) -> Iterator[None]:
-    """Inside the body, a SIGTERM for which a Drain finished its work has its usual effect only after `settle` was called."""
-    _companions.append(settle)
-    try:
-        yield
-    finally:
-        _companions.remove(settle)
 
 
 class Drain:
@@ -62,8 +47,6 @@ class Drain:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
             if self._terminated and kind is None:
-                for settle in _companions:
-                    settle()
                 signal.raise_signal(signal.SIGTERM)
 
     def _on_sigterm(self, _signum: int, _frame: FrameType | None) -> None:

@@ -65,7 +65,7 @@ def test_the_numbers_of_a_step_say_how_fast_it_was_and_what_it_waited_for(watche
     rows = [json.loads(line) for line in (Path(spec.output) / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         assert row["tokens_per_s"] == pytest.approx(2 * row["tokens_per_s_per_device"], rel=1e-2, abs=0.2)
-        assert 0 <= row["mfu"] < 1e-3  # of 1e12
+        assert 0 <= row["mfu"] < 0.1  # of 1e12: the tiny model does some 1e9 a second
         assert 0.05 < row["peak_memory_gb"] < 20
     assert rows[3]["data_wait_s"] > 2 > rows[1]["data_wait_s"]  # rank 1's, though rank 0 writes
     assert [row["step"] for row in rows if "checkpoint_stall_s" in row and row["checkpoint_stall_s"] > 0]

@@ -147,7 +147,10 @@ class _Stream:
         self._shown: _Student | None = None
 
     def work(self) -> None:
-        """Train until `stop` is set or, once `is_last` is, the student at work is done. What goes wrong is logged; `error` is set if ranks failed."""
+        """Train until `stop` is set or, once `is_last` is, the student at work is done.
+
+        What goes wrong is logged; `error` is set if ranks failed.
+        """
         try:
             with ExitStack() as stack:
                 self._open(stack)

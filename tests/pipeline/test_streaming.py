@@ -53,10 +53,10 @@ class Teacher(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Teacher
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server asks for
+    def do_GET(self) -> None:
         self.send_error(404)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         question = asked["messages"][-1]["content"]
         with self.server.released:

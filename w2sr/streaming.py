@@ -70,7 +70,7 @@ def streaming(run: Run, stages: Sequence[str]) -> Iterator[Run]:
         stack.enter_context(run.ray())
         topology = topology_of(run.config.cluster.spec())
         assert topology is not None, "the session is open"
-        config, sizes = shared_out(run.config, topology)
+        config, sizes = shared_out(run.config, topology, stages)
         stream = _Stream(run, sizes)
         thread = threading.Thread(target=stream.work, name="train-beside", daemon=True)
         thread.start()
@@ -94,12 +94,20 @@ def streaming(run: Run, stages: Sequence[str]) -> Iterator[Run]:
             raise stream.error
 
 
-def shared_out(config: PipelineConfig, topology: Topology) -> tuple[PipelineConfig, tuple[int, ...]]:
-    """Return the configuration with the replicas that teachers may have beside a training, and the numbers of ranks that it may have."""
+def shared_out(config: PipelineConfig, topology: Topology, stages: Sequence[str]) -> tuple[PipelineConfig, tuple[int, ...]]:
+    """Return the configuration with the replicas that teachers may have beside a training, and the numbers of ranks that it may have.
+
+    Evaluation gets what the same plan leaves to it (overlap.beside_pool), or nothing where that is too little.
+    """
     most = most_ranks(config, topology, STREAMED)
-    [phase] = [phase for phase in phases_of(config, ["generate", "train"], most) if phase.name == STREAMED]
-    placed = place(topology, phase.demands)
-    asked = {demand.name for demand in phase.demands}
+    plans = [
+        (phase.demands, place(topology, phase.demands))
+        for names in (stages, ["generate", "train"])
+        for phase in phases_of(config, names, most)
+        if phase.name.startswith(STREAMED)
+    ]
+    demands, placed = next((plan for plan in plans if not plan[1].missing), plans[-1])
+    asked = {demand.name for demand in demands}
     teachers = []
     for teacher in config.teachers:
         name = f"teacher {teacher.name}"

@@ -14,7 +14,9 @@ from launcher.cli import main
 from tests.unit.report_fake import config_of
 from w2sr.config import dump_config
 from w2sr.errors import UserError
-from w2sr.placement import check_placement, describe, phases_of, render
+from w2sr.overlap import beside_pool
+from w2sr.placement import check_placement, describe, phases_of, render, why_not_streamed
+from w2sr.streaming import shared_out
 from w2sr.teachers.config import PoolConfig, TeacherConfig
 from w2sr.teachers.engine import GeneratorSpec
 from w2sr.teachers.services import service_of
@@ -80,6 +82,53 @@ def test_stages_in_sequence_share_what_overlapping_ones_do_not(tmp_path: Path) -
     assert not complete
     assert "MISSING models under evaluation: 0 of 1 replica placed" in with_two_nodes
     assert render(parse_nodes("4x8x96"), phases_of(overlapping))[1]
+
+
+STREAMED = BIG | {"overlap": True, "curate": {"waves": 4}}
+
+
+def test_a_student_beside_its_teachers_has_its_ranks_and_they_what_is_left(tmp_path: Path) -> None:
+    config = config_of(tmp_path, **STREAMED)
+    assert [phase.name for phase in phases_of(config)] == ["generate + train + evaluate", "train + evaluate", "evaluate"]
+    assert [phase.name for phase in phases_of(config, ["generate", "train"])] == ["generate + train", "train"]
+    assert [phase.name for phase in phases_of(config, ["generate"])] == ["generate"]
+
+    def replicas(nodes: str, stages: tuple[str, ...]) -> dict[str, int]:
+        shared, sizes = shared_out(config, parse_nodes(nodes), stages)
+        assert sizes == (16,)
+        return {teacher.name: teacher.pool.replicas for teacher in shared.teachers}
+
+    assert replicas("6x8x96", ("generate", "train")) == {"qwen-32b": 3, "qwen-7b": 4, "far": 2}
+    beside = replicas("6x8x96", ("generate", "train", "evaluate"))
+    pool = beside_pool(config, parse_nodes("6x8x96"), ["generate", "train", "evaluate"])
+    assert pool is not None
+    assert 8 * beside["qwen-32b"] + 2 * beside["qwen-7b"] + 16 + pool.replicas <= 48
+    roomy, _ = shared_out(config, parse_nodes("20x8x96"), ["generate", "train"])
+    assert [teacher.pool for teacher in roomy.teachers] == [teacher.pool for teacher in config.teachers]
+    with pytest.raises(UserError, match=r"generate \+ train \+ evaluate: .* set overlap to false"):
+        check_placement(config, parse_nodes("4x8x96"))
+    check_placement(config_of(tmp_path, **BIG), parse_nodes("4x8x96"))
+
+
+def test_an_elastic_student_takes_what_its_teachers_leave(tmp_path: Path) -> None:
+    config = config_of(tmp_path, **STREAMED | {"train": {**BIG["train"], "min_ranks": 2}})
+    assert shared_out(config, parse_nodes("3x8x96"), ["generate", "train"])[1] == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"curate": {"waves": 1}}, "curate.waves of 2 or more"),
+        ({"train": {**BIG["train"], "max_steps": None, "epochs": 1}}, "set train.max_steps"),
+        ({"curate": {"waves": 4, "human": "people.jsonl"}}, "curate.human"),
+        ({"teachers": [teacher("a", 1) | {"until_correct": True, "samples_per_prompt": 2}]}, "teacher a will write"),
+    ],
+)
+def test_why_students_wait_for_all_traces(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    config = config_of(tmp_path, **STREAMED | changes)
+    assert reason in (why_not_streamed(config) or "")
+    assert [phase.name for phase in phases_of(config, ["generate", "train"])] == ["generate", "train"]
+    assert why_not_streamed(config_of(tmp_path, **STREAMED)) is None
 
 
 def test_the_table_says_who_gets_which_gpu(tmp_path: Path) -> None:

@@ -103,8 +103,13 @@ class StageDir:
         attempts.append({"began": time.time(), "ended": None})
         self._write_started(attempts)
 
-    def finish(self, counts: dict[str, int], outputs: Iterable[Path], usage: dict[str, float] | None = None) -> Manifest:
-        """Write the manifest: the stage is complete from here on. `outputs` are the files (inside the folder) that define the result."""
+    def finish(
+        self, counts: dict[str, int], outputs: Iterable[Path], usage: dict[str, float] | None = None, least_s: float = 0.0
+    ) -> Manifest:
+        """Write the manifest: the stage is complete from here on. `outputs` are the files (inside the folder) that define the result.
+
+        `least_s`: seconds that the work took, some of it perhaps before the stage was begun.
+        """
         attempts = self._attempts()
         attempts[-1]["ended"] = time.time()
         self._write_started(attempts)
@@ -113,7 +118,7 @@ class StageDir:
         manifest = Manifest(
             **identity,
             digest=digest_of(identity),
-            seconds=round(sum(attempt["ended"] - attempt["began"] for attempt in attempts), 3),
+            seconds=round(max(least_s, sum(attempt["ended"] - attempt["began"] for attempt in attempts)), 3),
             num_attempts=len(attempts),
             usage=dict(usage or {}),
         )

@@ -75,6 +75,7 @@ class _Student:
             },
             [dropped, *(path for path in (folder / "model").rglob("*") if path.is_file())],
             {"tokens": result.tokens, "device_seconds": result.rank_seconds},
+            least_s=result.seconds,
         )
 
 

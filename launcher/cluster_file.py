@@ -177,7 +177,7 @@ class SlurmCluster(_Cluster):
     sbatch: list[str] = Field(default_factory=list, description="Further options of sbatch, for example [--exclusive, --mail-type=END].")
     setup: list[str] = Field(default_factory=list, description="Shell lines before anything starts, for example [module load cuda].")
     requeue: bool = Field(True, description="Let Slurm queue the job again after pre-emption, a lost head or the end of its time.")
-    grace_s: int = Field(120, ge=10, description="How long before the end of the time limit work stops and commits.")
+    grace_s: int = Field(180, ge=10, description="How long before the end of the time limit work stops and commits.")
 
     @field_validator("time_limit", "mem", mode="before")
     @classmethod

@@ -13,16 +13,18 @@ Everything is written aside and renamed; readers may look at any time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from cluster.ray_settings import LOOPBACK_SETTINGS
 from launcher.cluster_file import NAME, AnyCluster, ClusterFile, load_cluster_file
@@ -169,23 +171,29 @@ def _file(folder: Path) -> AnyCluster | None:
     path = folder / "cluster.json"
     if not path.exists():
         return None
-    try:
+    with _written_by_this_version(path):
         return ClusterFile.model_validate_json(path.read_text(encoding="utf-8")).root
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise UserError(
-            f"{path} is not as this version of w2sr writes it ({where}: {problem['msg']}); take the cluster down with the version that "
-            f"brought it up, then remove {folder}"
-        ) from error
 
 
 def _state(folder: Path) -> ClusterState | None:
     path = folder / "state.json"
     if not path.exists():
         return None
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return ClusterState(**values | {"nodes": tuple(NodeState(**node) for node in values["nodes"])})
+    with _written_by_this_version(path):
+        return TypeAdapter(ClusterState).validate_json(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _written_by_this_version(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "the whole"
+        raise UserError(
+            f"{path} is not as this version of w2sr writes it ({where}: {problem['msg']}); take the cluster down with the version that "
+            f"brought it up, then remove {path.parent}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -233,3 +233,17 @@ def test_what_came_up_is_stored_with_its_own_file(tmp_path: Path) -> None:
     path.write_text("kind: local\nnum_gpus: 2")
     open_cluster(str(path))  # somebody looks at another file of that name meanwhile
     assert coming_up.save(STATE) == open_cluster("lab")
+
+
+def test_what_is_up_as_another_version_wrote_it_is_named(tmp_path: Path) -> None:
+    folder = open_cluster(str(written(tmp_path, "kind: local", "lab.yaml"))).folder
+    node = {"host": "a", "address": "10.0.0.1", "pid": 7, "folder": "/f"}
+    state = {"address": "10.0.0.1:1", "dashboard": "10.0.0.1:2", "nodes": [node], "started_at": 3.5, "mood": "good"}
+    (folder / "state.json").write_text(json.dumps(state))
+    found = open_cluster("lab").state
+    assert found is not None
+    assert found.nodes[0].pid == 7
+    del state["nodes"]
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"state\.json is not as this version of w2sr writes it \(nodes: .*then remove .*/lab"):
+        open_cluster("lab")

@@ -222,7 +222,7 @@ def test_a_slurm_that_is_silent_for_a_moment_is_asked_again_for_the_end_of_the_t
     monkeypatch.setattr(slurm_batch, "ASK_AGAIN_S", (0.0, 0.0))
     play("squeue", f"[ $(grep -c squeue {tmp_path}/calls) = 3 ] && echo 2026-11-22T07:30:00 || exit 1")
     assert run(batch, FakeNodes(), f"echo $W2SR_STOP_BY > {tmp_path}/seen", monkeypatch, tmp_path) == 0
-    assert datetime.fromisoformat((tmp_path / "seen").read_text().strip()) == datetime(2026, 11, 22, 7, 28).astimezone(timezone.utc)
+    assert datetime.fromisoformat((tmp_path / "seen").read_text().strip()) == datetime(2026, 11, 22, 7, 27).astimezone(timezone.utc)
 
 
 def test_a_job_is_queued_again_while_slurm_still_signals_it(

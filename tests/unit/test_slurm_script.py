@@ -124,8 +124,8 @@ def test_another_time_limit_is_refused_with_an_example(text: str) -> None:
 
 
 def test_a_time_limit_that_leaves_no_time_to_work_is_refused() -> None:
-    with pytest.raises(UserError, match=r"time_limit=3 \(180 s\) leaves no time to work, as work stops 120 s before it .* at least 240 s"):
-        job_script(cluster(time_limit="3"), "name", FOLDER, PLACES)
-    job_script(cluster(time_limit="6"), "name", FOLDER, PLACES)
-    with pytest.raises(UserError, match=r"as work stops 300 s before it \(grace_s=120\); give at least 420 s"):
-        hold_script(cluster(time_limit="6"), FOLDER, PLACES)
+    with pytest.raises(UserError, match=r"time_limit=5 \(300 s\) leaves no time to work, as work stops 180 s before it .* at least 360 s"):
+        job_script(cluster(time_limit="5"), "name", FOLDER, PLACES)
+    job_script(cluster(time_limit="9"), "name", FOLDER, PLACES)
+    with pytest.raises(UserError, match=r"as work stops 420 s before it \(grace_s=180\); give at least 600 s"):
+        hold_script(cluster(time_limit="9"), FOLDER, PLACES)

@@ -22,7 +22,7 @@ from cluster.placement import place
 from cluster.session import topology_of
 from cluster.topology import Topology
 from cluster.train_group import GroupError, GroupSpec, run_group
-from w2sr.artifacts import MANIFEST, model_digest
+from w2sr.artifacts import MANIFEST, STARTED, model_digest
 from w2sr.config import PipelineConfig
 from w2sr.curation.arrivals import Arrivals
 from w2sr.curation.pool import TeacherSource
@@ -162,6 +162,8 @@ class _Stream:
         try:
             with ExitStack() as stack:
                 self._open(stack)
+                if not self._students:
+                    return
                 while not self._next and not self.stop.wait(LOOK_EVERY_S) and not self.is_last.is_set():
                     self._look()
                 if self._next and not self.stop.is_set():
@@ -199,7 +201,7 @@ class _Stream:
         found: list[_Student] = []
         for name, arm, seed in run.student_names():
             folder = run.stage("train", name)
-            if not (folder / MANIFEST).exists():
+            if not any((folder / file).exists() for file in (MANIFEST, STARTED)):
                 early = begin_early(folder, origin_of(run, arm, seed, digest))
                 (folder / STOP_FILE).unlink(missing_ok=True)
                 spec = write_spec(run, folder, seed, (student, digest), folder / ROWS, watched)

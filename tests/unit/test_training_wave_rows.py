@@ -55,12 +55,15 @@ def test_a_wave_has_the_rows_it_has_in_the_whole_arm(tmp_path: Path) -> None:
     expected = [f"{who}{n}" for first in (0, 4) for who in "ab" for n in range(first, first + 4)]
     assert store.example_ids(np.arange(len(store))) == expected
     assert len(set(store.weights.tolist())) > 1
+    before = maker(tmp_path / "before", [])
     for wave in range(NUM_WAVES):
         table = tmp_path / f"wave{wave}.parquet"
         write_table(table, [each for each in examples() if int(each.prompt_id[1:]) // 4 == wave], Example)
-        path, alone = rows.of_wave("all", table, wave)
+        path, alone = before.of_wave("all", table, wave)
         assert alone == facts[wave]
-        assert path not in waves.rows  # made by itself, and not found
+        assert path.name == waves.rows[wave].name
+        assert not path.samefile(waves.rows[wave])
+        assert rows.of_wave("all", table, wave)[0].samefile(waves.rows[wave]), "it is found again"
     assert rows.of_arm("all") == (index, facts)
 
 

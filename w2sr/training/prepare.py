@@ -9,6 +9,8 @@ once and compared with its digest before anybody trains on it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 import shutil
 from collections import Counter
@@ -51,7 +53,10 @@ class RowsMaker:
             assert len(shares) == 1, "a mixture has no waves"
             return self._of_waves(arm)
         tables = [self._table(part) for part in shares]
-        made = [self._of_one(part, table, partial(iter_table, table, Example), num_rows(table)) for part, table in zip(shares, tables)]
+        made = [
+            self._of_one(part, partial(iter_table, table, Example), num_rows(table), file_digest(table))
+            for part, table in zip(shares, tables)
+        ]
         facts = tuple(facts for _, facts in made)
         if len(made) == 1:
             return made[0][0], facts
@@ -62,7 +67,7 @@ class RowsMaker:
 
     def of_wave(self, arm: str, table: Path, wave: int) -> tuple[Path, RowFacts]:
         """Return the rows file of `wave` (from 0) of an arm and its facts; `table` holds that wave's examples of the arm, and no others."""
-        return self._of_one(f"{arm}, wave {wave + 1}", table, lambda: iter_table(table, Example), num_rows(table), wave)
+        return self._of_one(f"{arm}, wave {wave + 1}", partial(iter_table, table, Example), num_rows(table))
 
     def of_selection(self) -> Path | None:
         """Return the rows file of the selection prompts' reference traces; None when there are none that this student can read."""
@@ -86,7 +91,7 @@ class RowsMaker:
         made = []
         for wave in range(num_waves):
             examples = partial(_examples_of_wave, table, of_prompt, wave)
-            made.append(self._of_one(f"{arm}, wave {wave + 1}", table, examples, counts[wave], [wave, num_waves, file_digest(prompts)]))
+            made.append(self._of_one(f"{arm}, wave {wave + 1}", examples, counts[wave]))
         facts = tuple(facts for _, facts in made)
         self._check_waves(facts)
         path = self._folder / (digest_of([file.name for file, _ in made])[:24] + WAVES)
@@ -108,13 +113,11 @@ class RowsMaker:
     def _table(self, arm: str) -> Path:
         return self._run.stage("curate") / f"{arm}.parquet"
 
-    def _of_one(
-        self, what: str, table: Path, examples: Callable[[], Iterable[Example]], total: int, wave: Any = None
-    ) -> tuple[Path, RowFacts]:
-        """`examples` are those in `table`, or those of them that `wave` tells; None: an arm that has no waves."""
+    def _of_one(self, what: str, examples: Callable[[], Iterable[Example]], total: int, table: str | None = None) -> tuple[Path, RowFacts]:
+        """`table`: digest of the file of which `examples` are all; None: they are a wave, found again in whatever file it lies."""
         loss = self._run.config.train.loss
-        content = [file_digest(table), loss.trace_weights, *([] if wave is None else ["wave", wave])]
-        return self._made(what, examples(), total, weigher(loss, examples), content, is_part=wave is not None)
+        content = [table if table is not None else _digest_of_wave(examples()), loss.trace_weights]
+        return self._made(what, examples(), total, weigher(loss, examples), content, is_part=table is None)
 
     def _made(
         self, what: str, examples: Iterable[Example], total: int, weigh: Weigh | None, content: Any, is_part: bool = False
@@ -141,6 +144,13 @@ def _examples_of_wave(table: Path, waves: Mapping[str, int], wave: int) -> Itera
         mask = [waves[name] == wave for name in batch.column("prompt_id").to_pylist()]
         for row in batch.filter(pa.array(mask, pa.bool_())).to_pylist():
             yield Example(**row)
+
+
+def _digest_of_wave(examples: Iterable[Example]) -> str:
+    digest = hashlib.sha256(b"wave")
+    for example in examples:
+        digest.update(json.dumps(dataclasses.astuple(example)).encode())
+    return digest.hexdigest()
 
 
 def shares_of(train: TrainConfig, arm: str) -> dict[str, float]:

@@ -65,7 +65,7 @@ def _abandon(cluster: OpenCluster, kind: type[BaseException] | None, _: BaseExce
     if cluster.state is None:
         cluster.save(None)
     if not issubclass(kind, UserError):
-        say(f"cluster {cluster.name!r}: what was started has been ended")
+        say(f"cluster {cluster.name!r}: what this command started has been ended")
 
 
 def _describe(state: ClusterState) -> str:

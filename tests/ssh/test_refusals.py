@@ -101,7 +101,7 @@ def test_ctrl_c_in_the_middle_of_up_leaves_nothing(two_hosts: Hosts) -> None:
             os.killpg(up.pid, signal.SIGINT)
             said += up.stderr.read()
             assert up.wait() == 130, said.decode()
-        assert b"what was started has been ended" in said
+        assert b"what this command started has been ended" in said
         wait_until_nothing_is_left(two_hosts)
         assert not (two_hosts.folder / "home/clusters/stopped/token").exists()
 

@@ -59,7 +59,9 @@ def test_another_attempt_goes_on_with_the_same_origin_and_compares_every_wave(tm
     assert not (tmp_path / "s").exists()
 
 
-def test_another_configuration_begins_anew(tmp_path: Path) -> None:
+def test_another_configuration_begins_anew_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     begun(tmp_path / "s")
+    assert caplog.messages == []
     assert begin_early(tmp_path / "s", "p").digests == ()
+    assert caplog.messages == ["train s: it was begun with another configuration or other rows; it begins anew"]
     assert not (tmp_path / "s" / "checkpoints").exists()

@@ -59,9 +59,11 @@ class Early:
 def begin_early(folder: Path, origin: str) -> Early:
     """Begin a student in `folder`, or go on with one of the same origin; one of another is removed."""
     early = Early.load(folder)
-    if early is None or early.origin != origin:
+    if early is not None and early.origin != origin:
+        _log.warning("train %s: it was begun with another configuration or other rows; it begins anew", folder.name)
         remove_early(folder)
-        early = Early(folder, origin)
+        early = None
+    early = early or Early(folder, origin)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ROWS).unlink(missing_ok=True)  # it is given its waves again, and only once it was seen that they are the same
     early.write()
@@ -77,7 +79,7 @@ def settle_early(folder: Path, origin: str, digests: Sequence[str]) -> None:
         (folder / ROWS).unlink(missing_ok=True)
         (folder / EARLY).unlink()
         return
-    _log.warning("train %s: it was begun while traces were written, with other rows or another configuration; it begins anew", folder.name)
+    _log.warning("train %s: it was begun with another configuration or other rows; it begins anew", folder.name)
     remove_early(folder)
 
 

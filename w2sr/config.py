@@ -116,6 +116,10 @@ class PipelineConfig(StrictModel):
                     f"train.mixtures: {mixture.name!r} has the part {unknown[0]!r}, which curate.arms does not make; allowed: "
                     f"{', '.join(made)}"
                 )
+        if self.prompts.num_train < self.curate.waves:
+            raise ValueError(
+                f"curate.waves={self.curate.waves}, but prompts.num_train={self.prompts.num_train}; give at most as many waves"
+            )
         if self.train.mixtures and self.curate.waves > 1:
             raise ValueError(f"train.mixtures draw from whole arms, and curate.waves={self.curate.waves} cuts them; leave one of both out")
         if not self.student_arms:

@@ -104,7 +104,13 @@ def test_numbers_of_rows_are_those_of_the_whole_arm() -> None:
     assert {name: len(arm.rows) for name, arm in made.arms.items()} == {"correct-7": 7, "correct-20": 20, "all": 10}
     bounds = wave_bounds(8, 3)
     places = made.facts.prompt[made.arms["all"].rows]
-    assert [int(((places >= first) & (places < stop)).sum()) for first, stop in pairwise(bounds)] == [3, 3, 4]
+    assert [int(((places >= first) & (places < stop)).sum()) for first, stop in pairwise(bounds)] == [4, 3, 3]
+
+
+def test_a_smaller_arm_is_contained_in_a_larger_one() -> None:
+    made = make(pool_in_waves(num_prompts=10), prompts=prompts_of(10), waves=5, arms=[{"name": "correct", "sizes": list(range(5, 31))}])
+    kept = [set(made.kept(f"correct-{size}")) for size in range(5, 31)]
+    assert all(smaller < larger for smaller, larger in pairwise(kept))
 
 
 def test_the_rows_of_an_arm_come_wave_by_wave() -> None:
@@ -119,6 +125,21 @@ def test_an_arm_that_is_empty_in_a_wave_is_refused_by_the_wave() -> None:
     with pytest.raises(UserError, match=r"^wave 2 of 2: curate.arms asks for 'correct'.*; or set curate.waves to fewer$"):
         make(rows, prompts=prompts_of(8), waves=2, arms=["correct"])
     assert len(make(rows, prompts=prompts_of(8), arms=["correct"]).arms["correct"].rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"max_rows": 4}, "max_rows is 4, too few for each of waves=5"),
+        ({"max_per_teacher": 4}, "max_per_teacher is 4"),
+        ({"arms": [{"name": "all", "max_rows": 2}]}, "max_rows of arm 'all' is 2"),
+        ({"arms": [{"name": "all", "per_teacher": 2}]}, "per_teacher of arm 'all' is 2"),
+        ({"arms": [{"name": "all", "sizes": [20, 3]}]}, "a size of arm 'all' is 3"),
+    ],
+)
+def test_numbers_of_which_a_wave_has_no_share_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        CurateConfig.model_validate({"waves": 5, **values})
 
 
 def test_what_does_not_go_with_waves_is_refused(tmp_path: Path) -> None:

@@ -15,9 +15,6 @@ from w2sr.traces.store import TraceStore
 
 Row = TypeVar("Row")
 
-# The copies are thrown away with the process that makes them: they are written when they are large, not to be durable.
-_SELDOM_S = 24 * 3600.0
-
 
 class Arrivals(Generic[Row]):
     """Copies what is committed in `folder` of what `plan` asks for. `bounds`: as of prompts.waves.wave_bounds.
@@ -64,8 +61,9 @@ class Arrivals(Generic[Row]):
 
     def _store(self, wave: int) -> TraceStore[Row]:
         if wave not in self._stores:
+            # Never to be durable: the copies are thrown away with the process that makes them.
             folder = self._folder_of(wave)
-            self._stores[wave] = TraceStore.open(folder, self._row_type, self._plan.num_positions, flush_interval_s=_SELDOM_S)
+            self._stores[wave] = TraceStore.open(folder, self._row_type, self._plan.num_positions, flush_interval_s=None)
         return self._stores[wave]
 
     def _waves_of(self, positions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -260,9 +260,21 @@ class CurateConfig(StrictModel):
                 raise ValueError(f"arm {arm.name!r} is of kind human; give the file of people's decisions as curate.human")
             if "human" in arm.mix and self.human is None:
                 raise ValueError(f"arm {arm.name!r} mixes in human traces; give the file of people's decisions as curate.human")
+        self._refuse_empty_shares()
         near = self.filters.near_duplicates
         if self.waves > 1 and near is not None and near.scope == "pool":
             raise ValueError(
                 f"waves={self.waves} are curated each by itself, and near_duplicates.scope=pool compares all prompts; use prompt"
             )
         return self
+
+    def _refuse_empty_shares(self) -> None:
+        numbers = {"max_rows": self.max_rows, "max_per_teacher": self.max_per_teacher}
+        for arm in self.arms:
+            numbers |= {f"max_rows of arm {arm.name!r}": arm.max_rows, f"per_teacher of arm {arm.name!r}": arm.per_teacher}
+            numbers[f"a size of arm {arm.name!r}"] = min(arm.sizes, default=None)
+        for what, number in numbers.items():
+            if number is not None and number < self.waves:
+                raise ValueError(
+                    f"{what} is {number}, too few for each of waves={self.waves} to have one; give at least as many, or fewer waves"
+                )

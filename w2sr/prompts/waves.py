@@ -20,12 +20,15 @@ def wave_bounds(num_prompts: int, waves: int) -> list[int]:
     """
     if num_prompts < waves:
         raise UserError(f"curate.waves={waves}, but there are {num_prompts} training prompts; give at most as many waves as prompts")
-    return [number * num_prompts // waves for number in range(waves + 1)]
+    return [sum(share_of(num_prompts, wave, waves) for wave in range(end)) for end in range(waves + 1)]
 
 
 def share_of(number: int, wave: int, waves: int) -> int:
-    """Return how many of `number` belong to `wave` (from 0) of `waves`: the shares of all of them add up to `number`."""
-    return number * (wave + 1) // waves - number * wave // waves
+    """Return how many of `number` belong to `wave` (from 0) of `waves`.
+
+    The shares of all waves add up to `number`, and none is less than that of a smaller number.
+    """
+    return number // waves + (wave < number % waves)
 
 
 def waves_of_prompts(prompts: Path, waves: int) -> dict[str, int]:

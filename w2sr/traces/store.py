@@ -48,13 +48,13 @@ class TraceStore(Generic[Row]):
 
     @classmethod
     def open(
-        cls, folder: Path, row_type: type[Row], limit: int, id_at: IdAt | None = None, flush_interval_s: float = 20.0
+        cls, folder: Path, row_type: type[Row], limit: int, id_at: IdAt | None = None, flush_interval_s: float | None = 20.0
     ) -> TraceStore[Row]:
         """Open a folder for writing, new or begun; what is there already counts as stored.
 
         `id_at` gives the trace id that the run asks for at a position (None: nothing); every row found is compared. What was appended is
-        committed every `flush_interval_s` by a thread of the store. Raises UserError when another process writes this folder, or for a file
-        that is damaged or holds what the run does not ask for.
+        committed every `flush_interval_s` by a thread of the store (None: only when much waits, and at the end). Raises UserError when
+        another process writes this folder, or for a file that is damaged or holds what the run does not ask for.
         """
         lock = WriterLock(folder)
         with contextlib.ExitStack() as undo:
@@ -63,7 +63,7 @@ class TraceStore(Generic[Row]):
             undo.pop_all()
         return cls(folder, row_type, lock, found, flush_interval_s)
 
-    def __init__(self, folder: Path, row_type: type[Row], lock: WriterLock, found: Found, flush_interval_s: float) -> None:
+    def __init__(self, folder: Path, row_type: type[Row], lock: WriterLock, found: Found, flush_interval_s: float | None) -> None:
         self.folder = folder
         self.positions = found.positions  # stored: committed or not
         self._row_type = row_type
@@ -77,7 +77,10 @@ class TraceStore(Generic[Row]):
         self._committing = threading.Lock()  # guards the files; taken before `_appending`
         self._closed = threading.Event()
         self._timer_thread = ThreadPoolExecutor(1, thread_name_prefix="flush")
-        self._timer: Future[None] = self._timer_thread.submit(self._flush_regularly, flush_interval_s)
+        # Without an interval one that is never done.
+        self._timer: Future[None] = Future()
+        if flush_interval_s is not None:
+            self._timer = self._timer_thread.submit(self._flush_regularly, flush_interval_s)
 
     @property
     def num_rows(self) -> int:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.pipeline.conftest import Command, small_run, wait_for
+from tests.pipeline.teacher import Teacher
 from tests.pipeline.test_pipeline import digests
 from w2sr.records import Prompt
 from w2sr.tables import read_table
@@ -33,53 +31,9 @@ WAVES = [
 STEPS_OF_WAVE = NUM_PROMPTS // 4 * 2 // 8  # two samples of each prompt, eight rows a step
 
 
-class Teacher(ThreadingHTTPServer):
-    """An endpoint that answers as a function of the question, and keeps the questions that stand behind `limit` in `order` waiting."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.order: dict[str, int] = {}
-        self.limit = NUM_PROMPTS
-        self.released = threading.Condition()
-
-    def release(self, limit: int) -> None:
-        with self.released:
-            self.limit = limit
-            self.released.notify_all()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Teacher
-
-    def do_GET(self) -> None:
-        self.send_error(404)
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        question = asked["messages"][-1]["content"]
-        with self.server.released:
-            self.server.released.wait_for(lambda: self.server.order.get(question, -1) < self.server.limit)
-        number = int(hashlib.sha256(f"{question}{asked.get('seed')}".encode()).hexdigest(), 16)
-        text = f"{number % 7} + {number % 5} = {number % 7 + number % 5}. The answer is \\boxed{{{number % 13}}}"
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-        usage = {"prompt_tokens": 9, "completion_tokens": 9}
-        body = json.dumps({"id": "x", "model": "m", "choices": [choice], "usage": usage}).encode()
-        with contextlib.suppress(ConnectionError):  # who asked was ended meanwhile
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def teacher() -> Iterator[Teacher]:
-    with Teacher() as server:
+    with Teacher(NUM_PROMPTS) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server
@@ -124,6 +78,7 @@ def test_interrupted_again_and_again_while_it_streams_it_is_the_same_student(tea
         output, _ = process.communicate(timeout=100)
         assert process.returncode == code, output
         assert "students train beside their teachers, on 1 ranks, in 4 waves" in output
+        assert "begins anew" not in output
         if kind == signal.SIGKILL:
             command.end_orphans()
         else:
@@ -137,6 +92,7 @@ def test_interrupted_again_and_again_while_it_streams_it_is_the_same_student(tea
     teacher.release(NUM_PROMPTS)
     code, output = run_with(teacher, folder, "overlap=true").run()
     assert code == 0, output
+    assert "begins anew" not in output, "what it was given early is what came out in the end"
     assert digests(folder) == digests(tmp_path / "calm")
     assert not (student / EARLY).exists()
     assert not (folder / "train" / ".waves").exists()

@@ -20,7 +20,7 @@ from w2sr.config import load_config
 from w2sr.pipeline import run_stages
 
 ROOT = Path(__file__).parents[1]
-ROUNDS = 2
+ROUNDS = 1
 STAGES = ("prompts", "generate", "verify", "curate", "train")
 SETTINGS = (
     "prompts.num_train=800",
@@ -32,7 +32,10 @@ SETTINGS = (
     "generate.flush_interval_s=1",
     "curate.arms=[all]",
     "curate.waves=8",
-    "train.max_steps=400",
+    "student.model=lab:student-large",
+    "train.max_steps=400",  # one pass
+    "train.global_batch_size=4",
+    "train.micro_batch_size=4",
     "train.num_ranks=1",
 )
 
